@@ -1,0 +1,150 @@
+package testnet
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Home is a home end that people have already: wireguard-go on a TUN,
+// configured with wg(8) and ip(8), in a namespace behind the router.
+type Home struct {
+	// Namespace is where the home's services run.
+	*Namespace
+
+	// Interface is the tunnel's. Its name is unique on the machine, since
+	// wireguard-go keeps its control sockets in one folder.
+	Interface string
+
+	config  HomeConfig
+	keys    TunnelKeys
+	process *Process
+}
+
+// HomeConfig says how a home differs from the usual one. The zero value is
+// the usual one.
+type HomeConfig struct {
+	// Address of the tunnel's interface. Default: HomeTunnelIP/24.
+	Addresses []string
+
+	// Endpoint of the relay. Default: the relay's name, port 51820.
+	Endpoint string
+
+	// AllowedIPs of the relay. Default: its tunnel address.
+	AllowedIPs []string
+
+	// Keepalive in seconds; default 25, negative for none.
+	Keepalive int
+
+	// MTU of the interface. Default: 1420, as wg-quick has it.
+	MTU int
+}
+
+// StartHome starts a home in the internet's Home namespace.
+func StartHome(t testing.TB, internet *Internet, keys TunnelKeys, config HomeConfig) *Home {
+	t.Helper()
+	return StartHomeIn(t, internet.Home, keys, config)
+}
+
+// StartHomeIn starts a home in a namespace.
+func StartHomeIn(t testing.TB, namespace *Namespace, keys TunnelKeys, config HomeConfig) *Home {
+	t.Helper()
+	Need(t, "wg")
+	if len(config.Addresses) == 0 {
+		config.Addresses = []string{HomeTunnelIP + "/24"}
+	}
+	if config.Endpoint == "" {
+		config.Endpoint = Endpoint + ":51820"
+	}
+	if len(config.AllowedIPs) == 0 {
+		config.AllowedIPs = []string{RelayTunnelIP + "/32"}
+	}
+	if config.Keepalive == 0 {
+		config.Keepalive = 25
+	}
+	if config.MTU == 0 {
+		config.MTU = 1420
+	}
+	h := &Home{
+		Namespace: namespace,
+		Interface: strings.TrimSuffix(strings.TrimPrefix(namespace.Name, namePrefix), "-home"),
+		config:    config,
+		keys:      keys,
+	}
+	h.Interface = "wg" + h.Interface
+	h.Up(t)
+	return h
+}
+
+// Up starts WireGuard at home.
+func (h *Home) Up(t testing.TB) {
+	t.Helper()
+	cmd := h.Command(WireGuardGo(t), "-f", h.Interface)
+	cmd.Env = append(cmd.Environ(), "LOG_LEVEL=verbose")
+	h.process = Start(t, "wireguard-go", cmd)
+	h.process.WaitLog(t, 0, "UAPI listener started", 10*time.Second)
+
+	keepalive := "off"
+	if h.config.Keepalive > 0 {
+		keepalive = fmt.Sprint(h.config.Keepalive)
+	}
+	file := filepath.Join(Folder(t), "wg.conf")
+	WriteFile(t, file, fmt.Appendf(nil, `[Interface]
+PrivateKey = %s
+[Peer]
+PublicKey = %s
+PresharedKey = %s
+Endpoint = %s
+AllowedIPs = %s
+PersistentKeepalive = %s
+`, h.keys.Home.Private, h.keys.Relay.Public, h.keys.Preshared,
+		h.config.Endpoint, strings.Join(h.config.AllowedIPs, ", "), keepalive), 0o600)
+	h.Output(t, "wg", "setconf", h.Interface, file)
+
+	commands := []string{fmt.Sprintf("link set %s mtu %d up", h.Interface, h.config.MTU)}
+	for _, address := range h.config.Addresses {
+		commands = append(commands, fmt.Sprintf("addr add %s dev %s", address, h.Interface))
+	}
+	for _, allowed := range h.config.AllowedIPs {
+		commands = append(commands, fmt.Sprintf("route replace %s dev %s", allowed, h.Interface))
+	}
+	h.IP(t, commands...)
+}
+
+// Down stops WireGuard at home, as a power cut would: nobody is told. The
+// services go on; the interface and its addresses are gone.
+func (h *Home) Down(t testing.TB) {
+	t.Helper()
+	h.process.Kill()
+	// The TUN goes with its process, a moment later.
+	Eventually(t, 5*time.Second, func() error {
+		if h.Command("ip", "link", "show", h.Interface).Run() == nil {
+			return fmt.Errorf("%s is still there", h.Interface)
+		}
+		return nil
+	})
+}
+
+// Log is wireguard-go's log.
+func (h *Home) Log() *Log { return h.process.Log }
+
+// Handshaken reports whether home has had a handshake with the relay.
+func (h *Home) Handshaken() bool {
+	out, err := exec.Command("ip", h.exec("wg", []string{"show", h.Interface, "latest-handshakes"})...).Output()
+	fields := strings.Fields(string(out))
+	return err == nil && len(fields) == 2 && fields[1] != "0"
+}
+
+// WaitHandshake waits for home's first handshake with the relay.
+func (h *Home) WaitHandshake(t testing.TB) {
+	t.Helper()
+	Eventually(t, 15*time.Second, func() error {
+		if !h.Handshaken() {
+			return fmt.Errorf("no handshake between home and relay")
+		}
+		return nil
+	})
+}

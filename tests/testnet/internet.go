@@ -1,0 +1,110 @@
+package testnet
+
+import (
+	"fmt"
+	"testing"
+)
+
+// Addresses of an Internet, all from the blocks for documentation (RFC 5737,
+// RFC 3849), those for private networks and the tunnel's own.
+const (
+	ClientIP  = "198.51.100.7"
+	ClientIP6 = "2001:db8:1::7"
+	RelayIP   = "203.0.113.5"
+	RelayIP6  = "2001:db8:5::5"
+	RouterIP  = "192.0.2.8" // what the world sees of home
+	HomeLANIP = "192.168.178.20"
+	HomeIP6   = "2001:db8:8::20"
+
+	RelayTunnelIP = "10.77.0.1"
+	HomeTunnelIP  = "10.77.0.2"
+)
+
+// Names that stand for the relay everywhere in an Internet. Domain and
+// Subdomain are the sites; Endpoint is the VM's own name.
+const (
+	Domain    = "example.duckdns.org"
+	Subdomain = "sub.example.duckdns.org"
+	Endpoint  = "example-vm.duckdns.org"
+)
+
+// Internet is the user's situation:
+//
+//	Client ── Core ── Relay
+//	            │
+//	          Router (carrier-grade NAT: nothing comes in by itself)
+//	            │
+//	           Home
+//
+// Core only routes, and is the place for an emulated line. IPv6 goes
+// everywhere; home answers from outside on port 443 alone, as a router with
+// one open port would have it.
+type Internet struct {
+	Client, Core, Relay, Router, Home *Namespace
+}
+
+// NewInternet makes the namespaces and joins them.
+func NewInternet(t testing.TB) *Internet {
+	t.Helper()
+	Need(t, "ip", "nft")
+	number := nextNumber()
+	i := &Internet{
+		Client: newNamespace(t, number, "client"),
+		Core:   newNamespace(t, number, "core"),
+		Relay:  newNamespace(t, number, "relay"),
+		Router: newNamespace(t, number, "router"),
+		Home:   newNamespace(t, number, "home"),
+	}
+	for _, router := range []*Namespace{i.Core, i.Router} {
+		router.Sysctl(t, "net.ipv4.ip_forward", "1")
+		router.Sysctl(t, "net.ipv6.conf.all.forwarding", "1")
+	}
+
+	i.join(t, i.Client, i.Core, "client", ClientIP, "198.51.100.1", ClientIP6, "2001:db8:1::1")
+	i.join(t, i.Relay, i.Core, "relay", RelayIP, "203.0.113.1", RelayIP6, "2001:db8:5::1")
+	i.join(t, i.Router, i.Core, "router", RouterIP, "192.0.2.1", "2001:db8:7::8", "2001:db8:7::1")
+	i.join(t, i.Home, i.Router, "lan", HomeLANIP, "192.168.178.1", HomeIP6, "2001:db8:8::1")
+	i.Core.IP(t, "route add 2001:db8:8::/64 via 2001:db8:7::8")
+
+	i.Router.NFT(t, `
+table ip nat {
+	chain out {
+		type nat hook postrouting priority srcnat
+		oifname "eth0" masquerade
+	}
+}
+table inet filter {
+	chain forward {
+		type filter hook forward priority filter; policy drop
+		ct state established,related accept
+		iifname "lan" accept
+		meta nfproto ipv6 tcp dport 443 accept
+		meta nfproto ipv6 meta l4proto ipv6-icmp accept
+	}
+}`)
+
+	names := map[string]string{Domain: RelayIP, Subdomain: RelayIP, Endpoint: RelayIP}
+	for _, namespace := range []*Namespace{i.Client, i.Relay, i.Home} {
+		namespace.SetHosts(t, names)
+	}
+	return i
+}
+
+// join lays a cable between host and router: eth0 at the host, an interface
+// of the given name at the router, whose addresses are the host's gateways.
+func (i *Internet) join(t testing.TB, host, router *Namespace, name, ip, gateway, ip6, gateway6 string) {
+	t.Helper()
+	host.IP(t, fmt.Sprintf("link add eth0 type veth peer name %s netns %s", name, router.Name))
+	router.IP(t,
+		fmt.Sprintf("addr add %s/24 dev %s", gateway, name),
+		fmt.Sprintf("addr add %s/64 dev %s nodad", gateway6, name),
+		fmt.Sprintf("link set %s up", name),
+	)
+	host.IP(t,
+		fmt.Sprintf("addr add %s/24 dev eth0", ip),
+		fmt.Sprintf("addr add %s/64 dev eth0 nodad", ip6),
+		"link set eth0 up",
+		"route add default via "+gateway,
+		"route add default via "+gateway6,
+	)
+}

@@ -1,0 +1,227 @@
+package testnet
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Log keeps what a process prints and lets a test wait for a part of it. The
+// zero value is ready. It may be used by several goroutines at once.
+type Log struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write adds to the log.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// String is everything up to now.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// Len is the number of bytes up to now: a mark for Since.
+func (l *Log) Len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Len()
+}
+
+// Since is what came after a mark.
+func (l *Log) Since(mark int) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.text.Bytes()[mark:])
+}
+
+// Tail is the last lines, for the message of a failure.
+func (l *Log) Tail(lines int) string {
+	all := strings.Split(strings.TrimRight(l.String(), "\n"), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// Process is a program that runs beside a test.
+type Process struct {
+	// Log has the program's output, both streams.
+	Log *Log
+
+	// PID is the program's own, not that of a wrapper.
+	PID int
+
+	name   string
+	exited chan struct{}
+	err    error // valid once exited is closed
+	reap   sync.Once
+}
+
+// Start starts a command. It is ended with the test: SIGTERM, then SIGKILL
+// after five seconds. If the test has failed, the end of its log is shown.
+func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p := &Process{Log: new(Log), name: name, exited: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = p.Log, p.Log
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(unix.SysProcAttr)
+	}
+	// Its own group, so that its children end with it and a terminal's Ctrl-C
+	// reaches only the test, which then cleans up.
+	cmd.SysProcAttr.Setpgid = true
+	// Wait must not hang on a grandchild that has inherited the output.
+	cmd.WaitDelay = 2 * time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting %s: %v", name, err)
+	}
+	p.PID = cmd.Process.Pid
+	go func() {
+		p.err = cmd.Wait()
+		close(p.exited)
+	}()
+	t.Cleanup(func() {
+		p.Stop()
+		if t.Failed() {
+			t.Logf("the end of %s's log:\n%s", name, p.Log.Tail(60))
+		}
+	})
+	return p
+}
+
+// Stop ends the process with SIGTERM, with SIGKILL if that takes more than
+// five seconds, and returns when it is gone. It may be called again.
+func (p *Process) Stop() {
+	p.Signal(unix.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(5 * time.Second):
+	}
+	p.Kill()
+}
+
+// Kill ends the process and its children at once.
+func (p *Process) Kill() {
+	// Only once: later the number may be another process's.
+	p.reap.Do(func() { unix.Kill(-p.PID, unix.SIGKILL) })
+	<-p.exited
+}
+
+// Signal sends a signal if the process still runs.
+func (p *Process) Signal(signal unix.Signal) {
+	select {
+	case <-p.exited:
+	default:
+		unix.Kill(p.PID, signal)
+	}
+}
+
+// Exited is closed when the process has ended; Err then says how.
+func (p *Process) Exited() <-chan struct{} { return p.exited }
+
+// Err is nil if the process has ended by itself with status 0. It waits for
+// the end.
+func (p *Process) Err() error {
+	<-p.exited
+	return p.err
+}
+
+// WaitLog waits until the log has a match for pattern after the mark (0 for
+// all of the log) and returns the match. The test ends if none comes or the
+// process ends first.
+func (p *Process) WaitLog(t testing.TB, mark int, pattern string, timeout time.Duration) string {
+	t.Helper()
+	expression := regexp.MustCompile(pattern)
+	deadline := time.Now().Add(timeout)
+	for {
+		ended := false
+		select {
+		case <-p.exited:
+			ended = true
+		default:
+		}
+		text := p.Log.Since(mark)
+		if expression.MatchString(text) {
+			return expression.FindString(text)
+		}
+		if ended {
+			t.Fatalf("%s ended (%v) before it logged %q", p.name, p.err, pattern)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not log %q within %v", p.name, pattern, timeout)
+		}
+		time.Sleep(pollInterval)
+	}
+}
+
+// CPU is the time that the process has spent on a CPU, in user and system
+// mode, from /proc/PID/stat (proc_pid_stat(5)). Its resolution is 10 ms.
+func (p *Process) CPU(t testing.TB) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The second field is the name in parentheses and may contain spaces.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	var ticks int64
+	for _, field := range fields[11:13] { // utime and stime
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * time.Second / 100
+}
+
+// Descriptors lists what the process has open, as in /proc/PID/fd.
+func (p *Process) Descriptors(t testing.TB) []string {
+	t.Helper()
+	folder := fmt.Sprintf("/proc/%d/fd", p.PID)
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var open []string
+	for _, entry := range entries {
+		if target, err := os.Readlink(filepath.Join(folder, entry.Name())); err == nil {
+			open = append(open, target)
+		}
+	}
+	return open
+}
+
+// pollInterval is how often a condition is looked at that cannot be waited
+// for otherwise.
+const pollInterval = 20 * time.Millisecond
+
+// Eventually waits until condition returns nil. The test ends with its last
+// error if that takes longer than timeout.
+func Eventually(t testing.TB, timeout time.Duration, condition func() error) {
+	t.Helper()
+	deadline := time.Now().Add(timeout)
+	for {
+		err := condition()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v still: %v", timeout, err)
+		}
+		time.Sleep(pollInterval)
+	}
+}
