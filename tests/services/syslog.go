@@ -1,0 +1,138 @@
+package services
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
+)
+
+// SyslogName is the name in the certificate of the syslog server at home.
+const SyslogName = "syslog.example.duckdns.org"
+
+// SyslogNG is a syslog-ng at home that takes messages over TLS on port 6514
+// (RFC 5425) from clients with a certificate of its CA.
+type SyslogNG struct {
+	*testnet.Process
+	ca   *testnet.CA
+	file string
+}
+
+// StartSyslogNG starts syslog-ng in a namespace.
+func StartSyslogNG(t testing.TB, namespace *testnet.Namespace) *SyslogNG {
+	t.Helper()
+	testnet.Need(t, "syslog-ng")
+	s := &SyslogNG{ca: testnet.NewCA(t, "syslog CA")}
+	folder := testnet.Folder(t)
+	s.file = filepath.Join(folder, "received.log")
+	certificate := s.ca.Issue(t, SyslogName)
+	config := filepath.Join(folder, "syslog-ng.conf")
+	testnet.WriteFile(t, config, fmt.Appendf(nil, `@version: 3.35
+options { keep-hostname(yes); use-dns(no); flush-lines(1); };
+source tls {
+	syslog(transport(tls) port(6514) max-connections(10) log-iw-size(1000) tls(
+		key-file(%q) cert-file(%q) ca-file(%q) peer-verify(required-trusted)
+	));
+};
+destination received { file(%q template("${PROGRAM} ${MESSAGE}\n")); };
+log { source(tls); destination(received); };
+`, certificate.Key, certificate.Cert, s.ca.File, s.file), 0o644)
+	s.Process = testnet.Start(t, "syslog-ng", namespace.Command("syslog-ng", "-F", "--no-caps", "-e",
+		"-f", config,
+		"-R", filepath.Join(folder, "persist"),
+		"-p", filepath.Join(folder, "pid"),
+		"-c", filepath.Join(folder, "ctl")))
+	testnet.Eventually(t, 15*time.Second, func() error { return reachable(namespace, "127.0.0.1:6514") })
+	return s
+}
+
+// Received lists the messages of a program, in the order in which they came.
+func (s *SyslogNG) Received(t testing.TB, program string) []string {
+	t.Helper()
+	content, err := os.ReadFile(s.file)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	var messages []string
+	for line := range strings.Lines(string(content)) {
+		if message, ok := strings.CutPrefix(line, program+" "); ok {
+			messages = append(messages, strings.TrimSuffix(message, "\n"))
+		}
+	}
+	return messages
+}
+
+// RsyslogEnv names the folder that rsyslog and its TLS driver are unpacked
+// in: their packages conflict with syslog-ng's. tests/run.sh does it.
+const RsyslogEnv = "HOMEWARD_RSYSLOG"
+
+// rsyslogFolder is where rsyslog is unpacked; empty if it is installed.
+func rsyslogFolder(t testing.TB) string {
+	t.Helper()
+	if folder := os.Getenv(RsyslogEnv); folder != "" {
+		return folder
+	}
+	if cache, err := os.UserCacheDir(); err == nil {
+		folder := filepath.Join(cache, "homeward-tests", "rsyslog")
+		if _, err := os.Stat(filepath.Join(folder, "usr/sbin/rsyslogd")); err == nil {
+			return folder
+		}
+	}
+	testnet.Need(t, "rsyslogd")
+	return ""
+}
+
+// StartRsyslog starts a rsyslog in a namespace that reads messages from a
+// file, one a line, as a program's, and sends them over mutual TLS to
+// host:6514. The server is authenticated by mode: "x509/name", so that it
+// must be SyslogName, or "x509/certvalid".
+func StartRsyslog(t testing.TB, namespace *testnet.Namespace, server *SyslogNG, host, mode, program, input string) *testnet.Process {
+	t.Helper()
+	unpacked := rsyslogFolder(t)
+	folder := testnet.Folder(t)
+	certificate := server.ca.Issue(t, "client.example.duckdns.org")
+	libraries := "/usr/lib"
+	binary := "rsyslogd"
+	if unpacked != "" {
+		found, _ := filepath.Glob(filepath.Join(unpacked, "usr/lib/*-linux-gnu*"))
+		if len(found) != 1 {
+			t.Fatalf("no libraries in %s", unpacked)
+		}
+		libraries = found[0]
+		binary = filepath.Join(unpacked, "usr/sbin/rsyslogd")
+	} else if found, _ := filepath.Glob("/usr/lib/*-linux-gnu*/rsyslog"); len(found) > 0 {
+		libraries = filepath.Dir(found[0])
+	}
+	permitted := ""
+	if mode == "x509/name" {
+		permitted = fmt.Sprintf("StreamDriverPermittedPeers=%q", SyslogName)
+	}
+	config := filepath.Join(folder, "rsyslog.conf")
+	testnet.WriteFile(t, config, fmt.Appendf(nil, `
+global(
+	workDirectory=%q
+	defaultNetstreamDriver="gtls"
+	defaultNetstreamDriverCAFile=%q
+	defaultNetstreamDriverCertFile=%q
+	defaultNetstreamDriverKeyFile=%q
+)
+module(load="imfile" mode="inotify")
+input(type="imfile" file=%q tag="%s:" ruleset="out")
+ruleset(name="out") {
+	action(type="omfwd" target=%q port="6514" protocol="tcp"
+		TCP_Framing="octet-counted" template="RSYSLOG_SyslogProtocol23Format"
+		StreamDriver="gtls" StreamDriverMode="1" StreamDriverAuthMode=%q %s
+		action.resumeRetryCount="-1" action.resumeInterval="1")
+}
+`, folder, server.ca.File, certificate.Cert, certificate.Key, input, program, host, mode, permitted), 0o644)
+
+	cmd := namespace.Command(binary, "-n", "-f", config,
+		"-i", filepath.Join(folder, "pid"),
+		"-M", filepath.Join(libraries, "rsyslog"))
+	cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+libraries)
+	return testnet.Start(t, "rsyslog", cmd)
+}
