@@ -4,12 +4,8 @@
 package services
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"hash"
 	"io"
-	"math/rand/v2"
 	"net"
 	"sync"
 	"testing"
@@ -78,41 +74,6 @@ func Serve(t testing.TB, namespace *testnet.Namespace, address string, handle fu
 		serving.Wait()
 	})
 	return listener
-}
-
-// Stream is a reader of size bytes that look random and are the same for the
-// same seed. Sum is the hash of what has been read.
-type Stream struct {
-	random *rand.ChaCha8
-	left   int64
-	hash   hash.Hash
-}
-
-// NewStream makes a stream.
-func NewStream(seed byte, size int64) *Stream {
-	return &Stream{random: rand.NewChaCha8([32]byte{seed}), left: size, hash: sha256.New()}
-}
-
-// Read reads from the stream.
-func (s *Stream) Read(p []byte) (int, error) {
-	if s.left == 0 {
-		return 0, io.EOF
-	}
-	n := int(min(int64(len(p)), s.left))
-	s.random.Read(p[:n])
-	s.hash.Write(p[:n])
-	s.left -= int64(n)
-	return n, nil
-}
-
-// Sum is the SHA-256 of what has been read, in hexadecimal.
-func (s *Stream) Sum() string { return hex.EncodeToString(s.hash.Sum(nil)) }
-
-// SumReader reads to the end and returns the SHA-256 in hexadecimal.
-func SumReader(r io.Reader) (sum string, size int64, err error) {
-	h := sha256.New()
-	size, err = io.Copy(h, r)
-	return hex.EncodeToString(h.Sum(nil)), size, err
 }
 
 // Hasher is a service for bulk transfers over raw TCP: it reads an upload

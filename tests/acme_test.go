@@ -1,0 +1,328 @@
+package tests
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/homeward-relay/homeward/tests/fakeduckdns"
+	"github.com/homeward-relay/homeward/tests/testnet"
+)
+
+// Addresses of what the internet offers to ACME clients, in its core.
+const (
+	nameServerIP  = "198.18.0.53"
+	duckDNSIP     = "198.18.0.80"
+	letsEncryptIP = "198.18.0.81"
+
+	letsEncrypt = "acme-v02.api.letsencrypt.org"
+	duckDNS     = "www.duckdns.org"
+	duckToken   = "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"
+)
+
+// acmeWorld is Let's Encrypt and DuckDNS under their own names, so that a
+// relay needs no other Caddyfile for them: pebble, the ACME server for tests,
+// behind the address of Let's Encrypt's directory, and a fake DuckDNS with
+// its one TXT value per domain, which pebble asks for the challenges.
+type acmeWorld struct {
+	duckDNS *fakeduckdns.Server
+	pebble  *testnet.Process
+	client  *http.Client // in the core, for pebble's management
+}
+
+// newACMEWorld starts an acmeWorld in the core of an internet, for the relay
+// that is started next. validity is the certificates'.
+func newACMEWorld(t *testing.T, internet *testnet.Internet, validity time.Duration) *acmeWorld {
+	t.Helper()
+	core := internet.Core
+	for _, ip := range []string{nameServerIP, duckDNSIP, letsEncryptIP} {
+		core.IP(t, "addr add "+ip+"/32 dev lo")
+	}
+	w := &acmeWorld{duckDNS: fakeduckdns.New(duckToken, "example")}
+	for name, ip := range map[string]string{
+		fakeduckdns.NameServer: nameServerIP,
+		duckDNS:                duckDNSIP,
+		letsEncrypt:            letsEncryptIP,
+	} {
+		w.duckDNS.Host(name, netip.MustParseAddr(ip))
+	}
+	w.duckDNS.ListenDNS(t,
+		core.ListenPacket(t, "udp", nameServerIP+":53"),
+		core.Listen(t, "tcp", nameServerIP+":53"))
+
+	ca := testnet.NewCA(t, "the internet's CA")
+	serveTLS(t, core.Listen(t, "tcp", duckDNSIP+":443"), ca.Issue(t, duckDNS), w.duckDNS)
+	w.startPebble(t, core, ca.Issue(t, "localhost"), validity)
+	front := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "https", Host: "localhost:14000"})
+			r.Out.Host = r.In.Host // pebble makes its URLs with it
+			if r.In.URL.Path == "/directory" {
+				r.Out.URL.Path = "/dir"
+			}
+		},
+		Transport: &http.Transport{DialContext: core.Dial, TLSClientConfig: &tls.Config{RootCAs: ca.Pool()}},
+	}
+	serveTLS(t, core.Listen(t, "tcp", letsEncryptIP+":443"), ca.Issue(t, letsEncrypt), front)
+	w.client = &http.Client{Transport: front.Transport, Timeout: 10 * time.Second}
+
+	// The names come from DNS alone: ip(8) mounts this file over the
+	// machine's in every process of the namespace.
+	testnet.WriteFile(t, filepath.Join("/etc/netns", internet.Relay.Name, "resolv.conf"),
+		[]byte("nameserver "+nameServerIP+"\n"), 0o644)
+
+	testnet.Caddy(t) // go build must not see the following
+	t.Setenv("SSL_CERT_FILE", ca.File)
+	t.Setenv("SSL_CERT_DIR", "/nonexistent")
+	t.Setenv("DUCKDNS_TOKEN", duckToken)
+	return w
+}
+
+// startPebble starts pebble on the loopback addresses of a namespace.
+func (w *acmeWorld) startPebble(t *testing.T, namespace *testnet.Namespace, cert testnet.Certificate, validity time.Duration) {
+	t.Helper()
+	config, err := json.Marshal(map[string]any{"pebble": map[string]any{
+		"listenAddress":           "127.0.0.1:14000",
+		"managementListenAddress": "127.0.0.1:15000",
+		"certificate":             cert.Cert,
+		"privateKey":              cert.Key,
+		"httpPort":                80,
+		"tlsPort":                 443,
+		"keyAlgorithm":            "ecdsa",
+		"retryAfter":              map[string]int{"authz": 1, "order": 1},
+		"profiles":                map[string]any{"default": map[string]any{"validityPeriod": int(validity.Seconds())}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(testnet.Folder(t), "pebble.json")
+	testnet.WriteFile(t, path, config, 0o644)
+	pebble := testnet.Build(t, "HOMEWARD_PEBBLE", "pebble", "github.com/letsencrypt/pebble/v2/cmd/pebble",
+		"-modfile="+filepath.Join(testnet.Root(), "tests/pebble/go.mod"))
+	cmd := namespace.Command(pebble, "-config", path, "-dnsserver", nameServerIP+":53")
+	cmd.Env = append(cmd.Environ(), "PEBBLE_VA_NOSLEEP=1", "PEBBLE_WFE_NONCEREJECT=0", "PEBBLE_AUTHZREUSE=0")
+	w.pebble = testnet.Start(t, "pebble", cmd)
+	w.pebble.WaitLog(t, 0, "ACME directory available", 20*time.Second)
+}
+
+// roots are what certificates that pebble issues end at. They are new at
+// every start of it.
+func (w *acmeWorld) roots(t *testing.T) *x509.CertPool {
+	t.Helper()
+	response, err := w.client.Get("https://localhost:15000/roots/0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var pem bytes.Buffer
+	if _, err := pem.ReadFrom(response.Body); err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem.Bytes()) {
+		t.Fatalf("no certificate from pebble: %s", pem.String())
+	}
+	return pool
+}
+
+// serveTLS serves HTTPS until the test ends.
+func serveTLS(t *testing.T, listener net.Listener, cert testnet.Certificate, handler http.Handler) {
+	t.Helper()
+	server := &http.Server{
+		Handler:   handler,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert.Load(t)}},
+		ErrorLog:  log.New(t.Output(), "", 0),
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		server.ServeTLS(listener, "", "")
+	}()
+	t.Cleanup(func() {
+		server.Close()
+		<-ended
+	})
+}
+
+// certificate is what the relay shows a client that asks for name.
+func certificate(ctx context.Context, internet *testnet.Internet, roots *x509.CertPool, name string) (*x509.Certificate, error) {
+	conn, err := internet.Client.Dial(ctx, "tcp", testnet.RelayIP+":443")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	client := tls.Client(conn, &tls.Config{ServerName: name, RootCAs: roots})
+	if err := client.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	return client.ConnectionState().PeerCertificates[0], nil
+}
+
+// waitCertificates waits until every name has a certificate for which known
+// has nothing or another, and returns them.
+func waitCertificates(t *testing.T, internet *testnet.Internet, roots *x509.CertPool, names []string, known map[string]string, timeout time.Duration) map[string]string {
+	t.Helper()
+	serials := make(map[string]string)
+	testnet.Eventually(t, timeout, func() error {
+		for _, name := range names {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			cert, err := certificate(ctx, internet, roots, name)
+			cancel()
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			serials[name] = cert.SerialNumber.Text(16)
+			if serials[name] == known[name] {
+				return fmt.Errorf("%s: still certificate %s", name, known[name])
+			}
+		}
+		return nil
+	})
+	return serials
+}
+
+// checkCollisions checks that no order has overwritten or removed another's
+// TXT value, and returns the number of changes.
+func (w *acmeWorld) checkCollisions(t *testing.T) int {
+	t.Helper()
+	updates := w.duckDNS.Updates()
+	for _, update := range updates {
+		if collision := update.Collision(); collision != "" {
+			t.Errorf("collision at %s", collision)
+		}
+	}
+	return len(updates)
+}
+
+// checkTurns checks that no order got in another's way.
+func (w *acmeWorld) checkTurns(t *testing.T, relay *testnet.Relay, names []string) {
+	t.Helper()
+	if updates := w.checkCollisions(t); updates < 2*len(names) {
+		t.Errorf("%d updates of the TXT value for %d names", updates, len(names))
+	}
+	for line := range strings.Lines(relay.Log.String()) {
+		for _, bad := range []string{"challenge failed", "could not get certificate", "will retry", "cleaning up solver", `"level":"error"`} {
+			if strings.Contains(line, bad) {
+				t.Errorf("the relay logged: %s", line)
+				break
+			}
+		}
+	}
+	if strings.Contains(relay.Log.String(), duckToken) {
+		t.Error("the relay logged the DuckDNS token")
+	}
+}
+
+// acmeCaddyfile is the flagship's TLS in small, for any number of names.
+func acmeCaddyfile(t *testing.T, relay *testnet.Relay, options string, names []string) string {
+	t.Helper()
+	keys := testnet.NewTunnelKeys(t)
+	return fmt.Sprintf(`{
+	%s
+	wireguard wg0 {
+		private_key {file.%s}
+		address %s/24
+		peer home {
+			public_key %s
+			allowed_ips %s/32
+		}
+	}
+}
+
+%s {
+	tls {
+		dns duckdns {env.DUCKDNS_TOKEN}
+	}
+	respond "hello"
+}
+`, options, relay.Secret(t, "wg0.key", keys.Relay.Private), testnet.RelayTunnelIP, keys.Home.Public, testnet.HomeTunnelIP,
+		strings.Join(names, ", "))
+}
+
+// TestACMETurns is DNS-01 for several names of one DuckDNS domain, which has
+// one TXT value: a relay that starts for the first time gets all certificates
+// at the first attempt.
+func TestACMETurns(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		names []string
+	}{
+		{"two names", []string{testnet.Domain, testnet.Subdomain}},
+		{"five names", []string{testnet.Domain, testnet.Subdomain,
+			"a.example.duckdns.org", "b.example.duckdns.org", "c.b.example.duckdns.org"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			internet := testnet.NewInternet(t)
+			world := newACMEWorld(t, internet, 90*24*time.Hour)
+			relay := testnet.NewRelay(t, internet.Relay)
+			defer world.checkTurns(t, relay, tt.names)
+			relay.Start(t, acmeCaddyfile(t, relay, "", tt.names))
+			waitCertificates(t, internet, world.roots(t), tt.names, nil, time.Duration(len(tt.names))*20*time.Second)
+			if waits := strings.Count(relay.Log.String(), "waiting for another order"); waits == 0 || waits >= len(tt.names) {
+				t.Errorf("%d of %d orders logged that they waited", waits, len(tt.names))
+			}
+		})
+	}
+}
+
+// TestACMERenewals is the same for renewals, which certmagic runs elsewhere:
+// after a restart with certificates that are due, and from its maintenance.
+func TestACMERenewals(t *testing.T) {
+	internet := testnet.NewInternet(t)
+	const validity = 30 * time.Second // renewed after two thirds
+	world := newACMEWorld(t, internet, validity)
+	names := []string{testnet.Domain, testnet.Subdomain}
+	relay := testnet.NewRelay(t, internet.Relay)
+	defer world.checkTurns(t, relay, names)
+	caddyfile := acmeCaddyfile(t, relay, "renew_interval 4s", names)
+	relay.Start(t, caddyfile)
+	roots := world.roots(t)
+	known := waitCertificates(t, internet, roots, names, nil, 40*time.Second)
+	relay.Stop()
+	world.checkTurns(t, relay, names)
+
+	time.Sleep(validity * 3 / 4) // both are due
+	relay.Start(t, caddyfile)
+	for range 2 {
+		known = waitCertificates(t, internet, roots, names, known, 60*time.Second)
+	}
+}
+
+// TestACMEReload reloads while an order has its turn. The order's last act,
+// after its configuration has gone, is to remove its TXT value.
+func TestACMEReload(t *testing.T) {
+	internet := testnet.NewInternet(t)
+	world := newACMEWorld(t, internet, 90*24*time.Hour)
+	before := []string{testnet.Domain, testnet.Subdomain}
+	after := []string{"a.example.duckdns.org", "b.example.duckdns.org"}
+	relay := testnet.NewRelay(t, internet.Relay)
+	relay.Start(t, acmeCaddyfile(t, relay, "", before))
+	testnet.Eventually(t, 20*time.Second, func() error {
+		if len(world.duckDNS.Updates()) == 0 {
+			return errors.New("no order has set a TXT value")
+		}
+		return nil
+	})
+	if out, err := relay.Reload(t, acmeCaddyfile(t, relay, "", after)); err != nil {
+		t.Fatalf("reloading: %v\n%s", err, out)
+	}
+	waitCertificates(t, internet, world.roots(t), after, nil, 40*time.Second)
+	world.checkCollisions(t)
+	if strings.Contains(relay.Log.String(), "challenge failed") {
+		t.Error("a challenge failed")
+	}
+}

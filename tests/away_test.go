@@ -1,0 +1,122 @@
+package tests
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/homeward-relay/homeward/tests/services"
+	"github.com/homeward-relay/homeward/tests/testnet"
+)
+
+// TestHomeAway has the relay serve before home has ever been there, and takes
+// home away again later. Clients are told so in time, the log says why, and
+// nobody has to do anything when home is back.
+func TestHomeAway(t *testing.T) {
+	t.Run("TCP", func(t *testing.T) {
+		w := newWorld(t)
+		services.Echo(t, w.Home, ":7000", "")
+		w.home.Down(t)
+		w.relay.Start(t, w.ports(t))
+
+		expectAway := func() {
+			t.Helper()
+			mark := w.relay.Log.Len()
+			begin := time.Now()
+			conn, err := w.Client.Dial(t.Context(), "tcp", testnet.Endpoint+":7000")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(begin.Add(15 * time.Second))
+			// An orderly end would say that home has nothing to say.
+			_, err = conn.Read(make([]byte, 1))
+			took := time.Since(begin)
+			if !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the client got %v, want a reset", err)
+			}
+			// dial_timeout is 2s in ports.Caddyfile; later is a busy machine.
+			if took < 1500*time.Millisecond || took > 8*time.Second {
+				t.Errorf("the client was told after %v, want 2s", took)
+			}
+			w.relay.WaitLog(t, mark, `"level":"(warn|error)".*home.*handshake`, 5*time.Second)
+		}
+		expectBack := func() {
+			t.Helper()
+			testnet.Eventually(t, 20*time.Second, func() error {
+				conn, err := w.Client.Dial(t.Context(), "tcp", testnet.Endpoint+":7000")
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				return echoOnce(conn, "back")
+			})
+		}
+		expectAway()
+		w.home.Up(t)
+		expectBack()
+		w.home.Down(t)
+		expectAway()
+		w.home.Up(t)
+		expectBack()
+	})
+
+	t.Run("HTTPS", func(t *testing.T) {
+		w := newWorld(t)
+		testnet.Need(t, "curl")
+		services.StartApache(t, w.Home, w.private)
+		w.home.Down(t)
+		w.relay.Start(t, w.sites(t))
+		const url = "https://" + testnet.Domain + "/"
+
+		expectAway := func() {
+			t.Helper()
+			mark := w.relay.Log.Len()
+			if got := w.curl(t, "http2", url); got.status != http.StatusBadGateway {
+				t.Errorf("got status %d, want 502", got.status)
+			}
+			w.relay.WaitLog(t, mark, `"level":"error".*home.*handshake.*"status":502`, 5*time.Second)
+		}
+		expectBack := func() {
+			t.Helper()
+			testnet.Eventually(t, 20*time.Second, func() error {
+				if got := w.curl(t, "http2", url); got.status != http.StatusOK {
+					return errors.New(http.StatusText(got.status))
+				}
+				return nil
+			})
+		}
+		expectAway()
+		w.home.Up(t)
+		expectBack()
+		w.home.Down(t)
+		expectAway()
+		w.home.Up(t)
+		expectBack()
+	})
+}
+
+// TestRefused asks for a port that nobody listens on at home: the client is
+// told at once, as if it had asked home itself.
+func TestRefused(t *testing.T) {
+	w := newWorld(t)
+	w.start(t, w.ports(t))
+	begin := time.Now()
+	conn, err := w.Client.Dial(t.Context(), "tcp", testnet.Endpoint+":7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_, err = io.ReadAll(conn)
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client got %v, want a reset", err)
+	}
+	if took := time.Since(begin); took > 1500*time.Millisecond {
+		t.Errorf("the client was told after %v", took)
+	}
+	w.relay.WaitLog(t, 0, `home.*refused`, 5*time.Second)
+}

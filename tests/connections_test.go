@@ -1,0 +1,143 @@
+package tests
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/homeward-relay/homeward/tests/services"
+	"github.com/homeward-relay/homeward/tests/testnet"
+)
+
+// TestConnections opens and closes many short connections. None may fail, and
+// afterwards the relay must be as it was: no goroutine and no descriptor more.
+func TestConnections(t *testing.T) {
+	w := newWorld(t)
+	services.Echo(t, w.Home, ":7000", "")
+	w.start(t, w.ports(t))
+
+	connect := func(n int) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		conn, err := w.Client.Dial(ctx, "tcp", testnet.Endpoint+":7000")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return echoOnce(conn, fmt.Sprintf("connection %d", n))
+	}
+
+	// What is made at first use is no leak.
+	for n := range 50 {
+		if err := connect(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := settle(t, w.relay)
+
+	t.Run("10000 one after the other", func(t *testing.T) {
+		for n := range 10_000 {
+			if err := connect(n); err != nil {
+				t.Fatalf("connection %d: %v", n, err)
+			}
+		}
+		before.expectAgain(t, w.relay)
+	})
+
+	t.Run("500 at once", func(t *testing.T) {
+		var connections sync.WaitGroup
+		for n := range 500 {
+			connections.Go(func() {
+				if err := connect(n); err != nil {
+					t.Errorf("connection %d: %v", n, err)
+				}
+			})
+		}
+		connections.Wait()
+		before.expectAgain(t, w.relay)
+	})
+}
+
+// echoOnce sends a message, ends its side, and expects the message and then
+// the end.
+func echoOnce(conn net.Conn, message string) error {
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(conn, message); err != nil {
+		return err
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		return err
+	}
+	got, err := io.ReadAll(conn)
+	if err == nil && string(got) != message {
+		err = fmt.Errorf("got %q, sent %q", got, message)
+	}
+	return err
+}
+
+// footprint is what a relay holds while nobody uses it.
+type footprint struct {
+	goroutines  int
+	descriptors []string
+	profile     string
+}
+
+func measure(t testing.TB, relay *testnet.Relay) footprint {
+	t.Helper()
+	var f footprint
+	f.goroutines, f.profile = relay.Goroutines(t)
+	f.descriptors = relay.Descriptors(t)
+	return f
+}
+
+// settle waits until the relay's footprint stays the same, and returns it.
+func settle(t testing.TB, relay *testnet.Relay) footprint {
+	t.Helper()
+	last, same := measure(t, relay), 0
+	testnet.Eventually(t, 20*time.Second, func() error {
+		now := measure(t, relay)
+		if now.goroutines == last.goroutines && len(now.descriptors) == len(last.descriptors) {
+			same++
+		} else {
+			same = 0
+		}
+		last = now
+		if same < 10 {
+			return fmt.Errorf("the relay's footprint still changes: %d goroutines, %d descriptors",
+				now.goroutines, len(now.descriptors))
+		}
+		return nil
+	})
+	return last
+}
+
+// expectAgain waits until the relay holds no more than before.
+func (f footprint) expectAgain(t testing.TB, relay *testnet.Relay) {
+	t.Helper()
+	var now footprint
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		now = measure(t, relay)
+		if now.goroutines <= f.goroutines && len(now.descriptors) <= len(f.descriptors) {
+			return
+		}
+		if time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if now.goroutines > f.goroutines {
+		t.Errorf("%d goroutines, before %d:\n%s\nbefore:\n%s", now.goroutines, f.goroutines, now.profile, f.profile)
+	}
+	if len(now.descriptors) > len(f.descriptors) {
+		slices.Sort(now.descriptors)
+		slices.Sort(f.descriptors)
+		t.Errorf("%d descriptors, before %d:\n%q\nbefore:\n%q",
+			len(now.descriptors), len(f.descriptors), now.descriptors, f.descriptors)
+	}
+}
