@@ -1,17 +1,156 @@
-// Package wireguard is the Caddy face of Homeward's tunnels.
+// Package wireguard is the Caddy face of Homeward's tunnels: the app
+// `wireguard` with its configuration, what handlers and transports dial
+// through, the listener networks inside tunnels, and the commands
+// `caddy wireguard …`.
 package wireguard
 
-import "github.com/caddyserver/caddy/v2"
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
 
-func init() { caddy.RegisterModule(new(App)) }
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
-// App is the app `wireguard`.
-type App struct{}
+	"github.com/homeward-relay/homeward/modules/internal/tunnel"
+)
+
+func init() {
+	caddy.RegisterModule(new(App))
+}
+
+// App owns userspace WireGuard tunnels. A tunnel needs no privilege, no
+// network interface, no route and no firewall rule on the host: what goes
+// through it are the connections of this configuration's handlers, transports
+// and listeners, and nothing else.
+//
+// Tunnels outlive configurations. A reload that keeps a tunnel keeps its
+// socket, its sessions and the connections inside, and changes in place what
+// differs.
+type App struct {
+	// The tunnels by name. A name consists of letters, digits and hyphens; the
+	// Caddyfile's default is `wg0`.
+	Tunnels map[string]*Tunnel `json:"tunnels,omitempty"`
+
+	logger  *zap.Logger
+	tunnels map[string]*claimed
+	peers   map[string]*claimed // by peer name; peer names are unique
+}
+
+// claimed is one tunnel as this configuration wants it.
+type claimed struct {
+	name      string
+	claim     *tunnel.Claim
+	hosts     map[string][]netip.Addr // by peer name
+	resolvers []netip.AddrPort
+}
+
+// pool holds the tunnels of this process by name, across configurations.
+var pool = caddy.NewUsagePool()
 
 // CaddyModule returns the Caddy module information.
 func (*App) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{ID: "wireguard", New: func() caddy.Module { return new(App) }}
+	return caddy.ModuleInfo{
+		ID:  "wireguard",
+		New: func() caddy.Module { return new(App) },
+	}
 }
 
-func (*App) Start() error { return nil }
-func (*App) Stop() error  { return nil }
+// Provision checks the configuration, reads its secrets and claims its
+// tunnels. It opens no socket.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.logger = ctx.Logger()
+	repl := caddy.NewReplacer()
+	a.tunnels = make(map[string]*claimed)
+	a.peers = make(map[string]*claimed)
+
+	parsed := make(map[string]*parsedTunnel)
+	for _, name := range slices.Sorted(maps.Keys(a.Tunnels)) {
+		p, err := a.Tunnels[name].parse(name, repl)
+		if err != nil {
+			return err
+		}
+		parsed[name] = p
+	}
+	if err := uniquePeers(a.Tunnels); err != nil {
+		return err
+	}
+
+	for _, name := range slices.Sorted(maps.Keys(parsed)) {
+		p := parsed[name]
+		value, _, err := pool.LoadOrNew(name, func() (caddy.Destructor, error) {
+			return tunnel.New(name), nil
+		})
+		if err != nil {
+			return fmt.Errorf("taking tunnel %s: %w", name, err)
+		}
+		c := &claimed{
+			name:      name,
+			claim:     value.(*tunnel.Tunnel).Claim(p.config, a.logger.With(zap.String("tunnel", name))),
+			hosts:     p.hosts,
+			resolvers: p.resolvers,
+		}
+		a.tunnels[name] = c
+		for peer := range p.hosts {
+			a.peers[peer] = c
+		}
+	}
+	return subscribeTurns(ctx)
+}
+
+// Start brings up the tunnels that are down and adds to those that are up
+// what this configuration adds. What it takes away goes when the former
+// configuration does, because this one may yet fail.
+func (a *App) Start() error {
+	for _, name := range slices.Sorted(maps.Keys(a.tunnels)) {
+		if err := a.tunnels[name].claim.Prepare(); err != nil {
+			return AtOrigin("tunnel "+name, err)
+		}
+	}
+	return nil
+}
+
+// Stop does nothing: connections of this configuration may still need the
+// tunnels, which are released in Cleanup.
+func (*App) Stop() error { return nil }
+
+// Cleanup gives up the claims on the tunnels. A tunnel that no configuration
+// claims any more goes down.
+func (a *App) Cleanup() error {
+	var errs []error
+	for name, c := range a.tunnels {
+		if err := c.claim.Release(); err != nil {
+			errs = append(errs, fmt.Errorf("releasing tunnel %s: %w", name, err))
+		}
+		if _, err := pool.Delete(name); err != nil {
+			errs = append(errs, fmt.Errorf("closing tunnel %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// uniquePeers makes sure that a peer's name says which tunnel it is in.
+func uniquePeers(tunnels map[string]*Tunnel) error {
+	owner := make(map[string]string)
+	for _, name := range slices.Sorted(maps.Keys(tunnels)) {
+		if tunnels[name] == nil {
+			continue
+		}
+		for peer := range tunnels[name].Peers {
+			if other, ok := owner[peer]; ok {
+				return AtOrigin("tunnel "+name+" peer "+peer, fmt.Errorf("tunnels %s and %s both have a peer %s; an upstream names its peer, so peer names must be unique: rename one", other, name, peer))
+			}
+			owner[peer] = name
+		}
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)

@@ -3,6 +3,7 @@ package wireguard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 
@@ -35,17 +36,12 @@ type DialOptions struct {
 
 // FromContext returns the wireguard app of the configuration that is being
 // provisioned. It is an error if that configuration has none.
-func FromContext(ctx caddy.Context) (*App, error) { panic("stub") }
-
-// Check says whether host can be an upstream at all, without resolving or
-// dialing: an IP address that no peer has, a tunnel that is not configured or
-// an ambiguous address is an error, which a module's Provision returns.
-// Placeholders and DNS names pass.
-func (a *App) Check(host, tunnel string) error { panic("stub") }
-
-// Routes lists the ways to address, a host:port, best first.
-func (a *App) Routes(ctx context.Context, address string, options DialOptions) ([]Route, error) {
-	panic("stub")
+func FromContext(ctx caddy.Context) (*App, error) {
+	app, err := ctx.AppIfConfigured("wireguard")
+	if err != nil {
+		return nil, fmt.Errorf("there is no tunnel in this configuration; add a wireguard block to the global options: %w", err)
+	}
+	return app.(*App), nil
 }
 
 // Dial connects to address, a host:port, over network "tcp" or "udp". The
@@ -53,12 +49,59 @@ func (a *App) Routes(ctx context.Context, address string, options DialOptions) (
 // tunnel's first handshake until ctx is done. Its errors say what a person can
 // act on, and wrap the stack's, so that errors.Is works with
 // syscall.ECONNREFUSED, context.DeadlineExceeded and ErrNoPeer.
+//
+// A host with several addresses is tried at one after the other.
 func (a *App) Dial(ctx context.Context, network, address string, options DialOptions) (net.Conn, Route, error) {
-	panic("stub")
+	routes, err := a.Routes(ctx, address, options)
+	if err != nil {
+		return nil, Route{}, fmt.Errorf("dialing %s: %w", address, err)
+	}
+	var errs []error
+	for i, route := range routes {
+		// Of the time that is left, each address gets a fair part.
+		attempt, cancel := shareDeadline(ctx, len(routes)-i)
+		conn, err := a.dialRoute(attempt, network, route)
+		cancel()
+		if err == nil {
+			return conn, route, nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, routes[len(errs)-1], fmt.Errorf("dialing %s: %w", address, errors.Join(errs...))
+}
+
+func (a *App) dialRoute(ctx context.Context, network string, route Route) (net.Conn, error) {
+	claim := a.tunnels[route.Tunnel].claim
+	switch network {
+	case "tcp":
+		conn, err := claim.DialTCP(ctx, netip.AddrPort{}, route.Address)
+		if err != nil {
+			return nil, err
+		}
+		return conn, nil
+	case "udp":
+		conn, err := claim.DialUDP(ctx, netip.AddrPort{}, route.Address)
+		if err != nil {
+			return nil, err
+		}
+		return conn, nil
+	}
+	return nil, fmt.Errorf("a tunnel carries tcp and udp, not %q", network)
 }
 
 // ListenPacket opens an unconnected UDP socket inside the tunnel, on a free
 // port and of any family: what a QUIC client needs.
-func (a *App) ListenPacket(ctx context.Context, tunnel string) (net.PacketConn, error) {
-	panic("stub")
+func (a *App) ListenPacket(_ context.Context, tunnel string) (net.PacketConn, error) {
+	c, ok := a.tunnels[tunnel]
+	if !ok {
+		return nil, a.noTunnel(tunnel)
+	}
+	conn, err := c.claim.ListenUDP(netip.AddrPortFrom(netip.IPv6Unspecified(), 0))
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
 }

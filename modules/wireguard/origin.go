@@ -2,6 +2,7 @@ package wireguard
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -31,6 +32,18 @@ func NoteOrigin(d *caddyfile.Dispenser, key string) {
 	origins.at[key] = fmt.Sprintf("%s:%d", d.File(), d.Line())
 }
 
+// forgetOrigins forgets all that begins with prefix, before what it stands for
+// is read anew.
+func forgetOrigins(prefix string) {
+	origins.Lock()
+	defer origins.Unlock()
+	for key := range origins.at {
+		if strings.HasPrefix(key, prefix) {
+			delete(origins.at, key)
+		}
+	}
+}
+
 // AtOrigin puts file:line before err if key was noted, and returns err as it
 // is otherwise, as with a configuration that was JSON from the start.
 func AtOrigin(key string, err error) error {
@@ -43,4 +56,13 @@ func AtOrigin(key string, err error) error {
 		return fmt.Errorf("%s: %w", at, err)
 	}
 	return err
+}
+
+// atOriginOr puts key's origin before err, or else that of the larger thing
+// that fallback names, because an option that is missing stands nowhere.
+func atOriginOr(key, fallback string, err error) error {
+	if at := AtOrigin(key, err); at != err {
+		return at
+	}
+	return AtOrigin(fallback, err)
 }

@@ -1,0 +1,214 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	// keeperInterval is how often endpoints are looked after.
+	keeperInterval = time.Second
+
+	// resolveBackoffMax bounds the time between two attempts to resolve a
+	// name that does not resolve.
+	resolveBackoffMax = 30 * time.Second
+
+	// resolveTimeout bounds one attempt.
+	resolveTimeout = 10 * time.Second
+
+	// unansweredAfter is how long an endpoint may leave handshakes unanswered
+	// before the next address is tried: three initiations (whitepaper,
+	// section 6.1: one per 5 s).
+	unansweredAfter = 15 * time.Second
+
+	// sessionMax is when a session ends unless it is renewed (whitepaper,
+	// section 6.1, Reject-After-Time). A peer whose last handshake is older
+	// has not answered since.
+	sessionMax = 180 * time.Second
+)
+
+// endpointName is what the keeper knows of one peer whose endpoint is a name.
+type endpointName struct {
+	name    string           // host:port as configured
+	tried   []netip.AddrPort // since the last time all had been tried
+	setAt   time.Time        // when the endpoint was last set; zero: never
+	sentAt  uint64           // bytes sent until then
+	retryAt time.Time
+	backoff time.Duration
+	failed  bool // the last attempt failed and was logged
+}
+
+// keepEndpoints resolves the endpoints that are names: at once, and again
+// when handshakes go unanswered, because the name may mean another address by
+// now. It does not touch a peer that answers: where a peer speaks from is
+// where it is.
+func (l *live) keepEndpoints(ctx context.Context) {
+	defer close(l.keeperDone)
+	ticker := time.NewTicker(keeperInterval)
+	defer ticker.Stop()
+	names := make(map[PublicKey]*endpointName)
+	for {
+		l.mu.Lock()
+		peers := slices.Clone(l.config.Peers)
+		l.mu.Unlock()
+
+		wanted := make(map[PublicKey]bool)
+		var status map[PublicKey]PeerStatus
+		for i := range peers {
+			peer := &peers[i]
+			if !named(peer.Endpoint) {
+				continue
+			}
+			wanted[peer.PublicKey] = true
+			e := names[peer.PublicKey]
+			if e == nil || e.name != peer.Endpoint {
+				e = &endpointName{name: peer.Endpoint}
+				names[peer.PublicKey] = e
+			}
+			if status == nil {
+				status = make(map[PublicKey]PeerStatus)
+				for _, s := range l.status() {
+					status[s.PublicKey] = s
+				}
+			}
+			l.keepEndpoint(ctx, peer, e, status[peer.PublicKey])
+		}
+		for key := range names {
+			if !wanted[key] {
+				delete(names, key)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		case <-l.changed:
+		}
+	}
+}
+
+func (l *live) keepEndpoint(ctx context.Context, peer *Peer, e *endpointName, status PeerStatus) {
+	now := time.Now()
+	if now.Before(e.retryAt) {
+		return
+	}
+	if !e.setAt.IsZero() {
+		// A peer that was removed and added again has lost its endpoint.
+		lost := !status.Endpoint.IsValid()
+		silent := now.Sub(status.LastHandshake) > sessionMax
+		calling := status.LastHandshake.Before(e.setAt) || peer.PersistentKeepalive > 0 || status.Sent > e.sentAt
+		if !lost && !(silent && calling && now.Sub(e.setAt) > unansweredAfter) {
+			return
+		}
+	}
+	endpoint, err := nextEndpoint(ctx, e)
+	if err != nil {
+		e.backoff = min(max(2*e.backoff, time.Second), resolveBackoffMax)
+		e.retryAt = now.Add(e.backoff)
+		if !e.failed && ctx.Err() == nil {
+			l.log().Warn("peer's endpoint cannot be resolved; trying again until it can",
+				zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Error(err))
+		}
+		e.failed = true
+		return
+	}
+	first := e.setAt.IsZero()
+	e.setAt, e.sentAt, e.backoff, e.failed = now, status.Sent, 0, false
+	if !first && endpoint == status.Endpoint {
+		return
+	}
+	if err := l.device.IpcSet(endpointChange(peer, endpoint)); err != nil {
+		l.log().Error("setting peer's endpoint", zap.String("peer", peer.Name), zap.Error(err))
+		return
+	}
+	l.log().Info("peer's endpoint resolved",
+		zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Stringer("address", endpoint))
+}
+
+func (l *live) log() *zap.Logger {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.logger
+}
+
+// nextEndpoint resolves the name and returns the first address that was not
+// tried yet, IPv6 before IPv4: IPv6 does not pass the carrier's NAT. After
+// the last address it starts anew.
+func nextEndpoint(ctx context.Context, e *endpointName) (netip.AddrPort, error) {
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	host, portText, err := net.SplitHostPort(e.name)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	own := ownAddresses()
+	var candidates []netip.AddrPort
+	for _, address := range addresses {
+		address = address.Unmap()
+		if !own[address] {
+			candidates = append(candidates, netip.AddrPortFrom(address, uint16(port)))
+		}
+	}
+	if len(candidates) == 0 {
+		return netip.AddrPort{}, fmt.Errorf("%s is only this machine's own addresses %v: the tunnel would dial itself; use a name whose A and AAAA records are both the other end's", host, addresses)
+	}
+	candidates = slices.DeleteFunc(candidates, unroutable)
+	if len(candidates) == 0 {
+		return netip.AddrPort{}, fmt.Errorf("%s is %v, to which this machine has no route", host, addresses)
+	}
+	slices.SortStableFunc(candidates, func(a, b netip.AddrPort) int {
+		return b.Addr().BitLen() - a.Addr().BitLen()
+	})
+	for round := 0; round < 2; round++ {
+		for _, candidate := range candidates {
+			if !slices.Contains(e.tried, candidate) {
+				e.tried = append(e.tried, candidate)
+				return candidate, nil
+			}
+		}
+		e.tried = nil
+	}
+	return candidates[0], nil
+}
+
+// ownAddresses are this machine's addresses, without loopback: a name for
+// loopback is meant.
+func ownAddresses() map[netip.Addr]bool {
+	own := make(map[netip.Addr]bool)
+	addresses, _ := net.InterfaceAddrs()
+	for _, address := range addresses {
+		if network, ok := address.(*net.IPNet); ok && !network.IP.IsLoopback() {
+			if ip, ok := netip.AddrFromSlice(network.IP); ok {
+				own[ip.Unmap()] = true
+			}
+		}
+	}
+	return own
+}
+
+// unroutable tells whether this machine has no route to address, as it has
+// none to an IPv6 address where there is only IPv4. Connecting a UDP socket
+// asks the routing table and sends nothing.
+func unroutable(address netip.AddrPort) bool {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(address))
+	if err != nil {
+		return true
+	}
+	conn.Close()
+	return false
+}

@@ -1,0 +1,190 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
+	"github.com/homeward-relay/homeward/modules/internal/netstack/gvisor"
+	"github.com/homeward-relay/homeward/modules/internal/wgbind"
+)
+
+// live is a tunnel that is up. What changes it is called with its Tunnel's
+// mutex held.
+type live struct {
+	stack  netstack.Stack
+	device *device.Device
+	bind   *wgbind.Bind
+	port   uint16 // the port in use, never 0
+
+	mu      sync.Mutex // guards what the keeper reads as well
+	config  *Config    // what the device and the stack have now
+	changed chan struct{}
+	logger  *zap.Logger
+
+	stopKeeper context.CancelFunc
+	keeperDone chan struct{}
+}
+
+// bringUp opens the socket and starts the device and its stack.
+func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
+	stack, err := gvisor.New(gvisor.Config{
+		Name:      name,
+		MTU:       config.MTU,
+		Addresses: config.Addresses,
+		Logger:    logger.Named("stack"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("starting the TCP/IP stack of tunnel %s: %w", name, err)
+	}
+	l := &live{
+		stack:   stack,
+		bind:    wgbind.New(),
+		config:  config,
+		changed: make(chan struct{}, 1),
+		logger:  logger,
+	}
+	l.device = device.NewDevice(stack.Device(), l.bind, deviceLogger(logger))
+	if err := l.start(); err != nil {
+		l.device.Close()
+		return nil, errors.Join(fmt.Errorf("bringing up tunnel %s: %w", name, err), l.bind.Discard(), stack.Close())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l.stopKeeper, l.keeperDone = cancel, make(chan struct{})
+	go l.keepEndpoints(ctx)
+	logger.Info("tunnel is up",
+		zap.String("tunnel", name),
+		zap.String("stack", stack.Kind()),
+		zap.Uint16("listen_port", l.port),
+		zap.Int("mtu", config.MTU),
+		zap.Stringers("address", config.Addresses),
+		zap.String("peers", config.describe()))
+	return l, nil
+}
+
+func (l *live) start() (err error) {
+	// The port is opened by hand, because wireguard-go reports a failure to
+	// open it only after it has started everything else.
+	if l.port, err = l.bind.Prepare(l.config.ListenPort); err != nil {
+		return err
+	}
+	if err := l.device.IpcSet(changes(nil, l.config)); err != nil {
+		return fmt.Errorf("configuring the device: %w", err)
+	}
+	if err := l.device.IpcSet(fmt.Sprintf("listen_port=%d\n", l.port)); err != nil {
+		return fmt.Errorf("configuring the device: %w", err)
+	}
+	return l.device.Up()
+}
+
+// preparePort opens the port that a new configuration wants beside the one in
+// use, so that a busy one is an error while the old configuration still runs.
+func (l *live) preparePort(port uint16) error {
+	if port == 0 || port == l.port {
+		return nil
+	}
+	_, err := l.bind.Prepare(port)
+	return err
+}
+
+// apply changes what differs between what is live and what is wanted.
+func (l *live) apply(wanted *Config, logger *zap.Logger) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.logger = logger
+	var errs []error
+
+	if !slices.Equal(l.config.Addresses, wanted.Addresses) {
+		if err := l.stack.SetAddresses(wanted.Addresses); err != nil {
+			errs = append(errs, fmt.Errorf("changing the tunnel's addresses: %w", err))
+		}
+	}
+	if l.config.MTU != wanted.MTU {
+		if err := l.stack.SetMTU(wanted.MTU); err != nil {
+			errs = append(errs, fmt.Errorf("changing the tunnel's MTU: %w", err))
+		}
+	}
+	if lines := changes(l.config, wanted); lines != "" {
+		if err := l.device.IpcSet(lines); err != nil {
+			errs = append(errs, fmt.Errorf("changing the tunnel's peers: %w", err))
+		}
+	}
+	if port := wanted.ListenPort; port != 0 && port != l.port {
+		if err := l.device.IpcSet(fmt.Sprintf("listen_port=%d\n", port)); err != nil {
+			errs = append(errs, fmt.Errorf("changing the tunnel's port: %w", err))
+		} else {
+			l.port = port
+		}
+	}
+	l.config = wanted
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+	return errors.Join(errs...)
+}
+
+func (l *live) close() error {
+	if l == nil {
+		return nil
+	}
+	l.stopKeeper()
+	<-l.keeperDone
+	l.device.Close()
+	return errors.Join(l.bind.Discard(), l.stack.Close())
+}
+
+func (l *live) status() []PeerStatus {
+	l.mu.Lock()
+	peers := l.config.Peers
+	l.mu.Unlock()
+	answer, err := l.device.IpcGet()
+	if err != nil {
+		return nil
+	}
+	known := parseStatus(answer)
+	status := make([]PeerStatus, 0, len(peers))
+	for _, peer := range peers {
+		s := PeerStatus{PublicKey: peer.PublicKey}
+		if k := known[peer.PublicKey]; k != nil {
+			s = *k
+		}
+		s.Name = peer.Name
+		status = append(status, s)
+	}
+	return status
+}
+
+// deviceLogger hands wireguard-go's messages on. It formats them only for a
+// logger that wants them, and no more than a few a minute of each kind: an
+// absent peer makes wireguard-go complain every 5 s.
+func deviceLogger(logger *zap.Logger) *device.Logger {
+	logger = logger.Named("device").WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Minute, 10, 0)
+	}))
+	messages := &device.Logger{Verbosef: device.DiscardLogf}
+	if logger.Core().Enabled(zap.DebugLevel) {
+		messages.Verbosef = func(format string, args ...any) {
+			logger.Debug("wireguard-go", zap.String("detail", fmt.Sprintf(format, args...)))
+		}
+	}
+	messages.Errorf = func(format string, args ...any) {
+		detail := fmt.Sprintf(format, args...)
+		// A peer behind CGN has no endpoint until it speaks: no fault.
+		if strings.Contains(detail, "no known endpoint") {
+			logger.Debug("wireguard-go", zap.String("detail", detail))
+			return
+		}
+		logger.Warn("wireguard-go", zap.String("detail", detail))
+	}
+	return messages
+}

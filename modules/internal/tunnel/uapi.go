@@ -1,0 +1,172 @@
+package tunnel
+
+import (
+	"bufio"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// changes writes what turns the device's configuration from live to next, in
+// WireGuard's cross-platform configuration protocol. Only differences are
+// sent: an unchanged peer keeps its session, its endpoint and its timers. The
+// listen port is left out, because setting it reopens the socket even if it
+// is the same.
+//
+// A new peer whose endpoint is a name gets neither endpoint nor keepalive here;
+// see endpointChange.
+func changes(live, next *Config) string {
+	var out strings.Builder
+	if live == nil {
+		live = new(Config)
+	}
+	if live.PrivateKey != next.PrivateKey {
+		fmt.Fprintf(&out, "private_key=%s\n", hexKey(next.PrivateKey))
+	}
+
+	wanted := make(map[PublicKey]*Peer)
+	for i := range next.Peers {
+		wanted[next.Peers[i].PublicKey] = &next.Peers[i]
+	}
+	had := make(map[PublicKey]*Peer)
+	for i := range live.Peers {
+		peer := &live.Peers[i]
+		had[peer.PublicKey] = peer
+		want, stays := wanted[peer.PublicKey]
+		if !stays {
+			fmt.Fprintf(&out, "public_key=%s\nremove=true\n", hexKey(peer.PublicKey))
+			continue
+		}
+		// What leaves one peer may be what another gets, so all removals
+		// come before all additions.
+		if gone := without(peer.AllowedIPs, want.AllowedIPs); len(gone) > 0 {
+			fmt.Fprintf(&out, "public_key=%s\nupdate_only=true\n", hexKey(peer.PublicKey))
+			for _, prefix := range gone {
+				fmt.Fprintf(&out, "allowed_ip=-%s\n", prefix)
+			}
+		}
+	}
+
+	for i := range next.Peers {
+		peer := &next.Peers[i]
+		old, known := had[peer.PublicKey]
+		if !known {
+			old = new(Peer)
+		}
+		var lines strings.Builder
+		if old.PresharedKey != peer.PresharedKey {
+			fmt.Fprintf(&lines, "preshared_key=%s\n", hexKey(peer.PresharedKey))
+		}
+		for _, prefix := range without(peer.AllowedIPs, old.AllowedIPs) {
+			fmt.Fprintf(&lines, "allowed_ip=%s\n", prefix)
+		}
+		if endpoint, err := netip.ParseAddrPort(peer.Endpoint); err == nil && old.Endpoint != peer.Endpoint {
+			fmt.Fprintf(&lines, "endpoint=%s\n", endpoint)
+		}
+		// After the endpoint: turning keepalives on sends one at once, and
+		// with it the handshake. A new peer's named endpoint is not known yet.
+		if old.PersistentKeepalive != peer.PersistentKeepalive && (known || !named(peer.Endpoint)) {
+			fmt.Fprintf(&lines, "persistent_keepalive_interval=%d\n", seconds(peer.PersistentKeepalive))
+		}
+		if known && lines.Len() == 0 {
+			continue
+		}
+		fmt.Fprintf(&out, "public_key=%s\n", hexKey(peer.PublicKey))
+		if known {
+			out.WriteString("update_only=true\n")
+		}
+		out.WriteString(lines.String())
+	}
+	return out.String()
+}
+
+// endpointChange points an existing peer at endpoint. With the endpoint goes
+// the keepalive, whose start sends a handshake: sent before there is an
+// endpoint it would be lost and the next one held back for 5 s (whitepaper,
+// section 6.1).
+func endpointChange(peer *Peer, endpoint netip.AddrPort) string {
+	return fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\npersistent_keepalive_interval=%d\n",
+		hexKey(peer.PublicKey), endpoint, seconds(peer.PersistentKeepalive))
+}
+
+// named tells whether an endpoint is a name that has to be resolved.
+func named(endpoint string) bool {
+	if endpoint == "" {
+		return false
+	}
+	_, err := netip.ParseAddrPort(endpoint)
+	return err != nil
+}
+
+func seconds(d time.Duration) int { return int(d / time.Second) }
+
+// without returns the prefixes of a that are not in b.
+func without(a, b []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(a), func(prefix netip.Prefix) bool {
+		return slices.Contains(b, prefix)
+	})
+}
+
+// PeerStatus is what a live tunnel knows of a peer.
+type PeerStatus struct {
+	// Name is the peer's name in the configuration.
+	Name string
+
+	// PublicKey is the peer's public key.
+	PublicKey PublicKey
+
+	// Endpoint is where the peer last spoke from, or is spoken to. The zero
+	// value means that neither is known yet.
+	Endpoint netip.AddrPort
+
+	// LastHandshake is when the current session began. The zero value means
+	// that there never was one.
+	LastHandshake time.Time
+
+	// Received and Sent count the bytes of encrypted packets, since the
+	// tunnel is up.
+	Received, Sent uint64
+}
+
+// parseStatus reads a device's answer to the protocol's get operation. The
+// keys in it go no further than this function.
+func parseStatus(answer string) map[PublicKey]*PeerStatus {
+	peers := make(map[PublicKey]*PeerStatus)
+	var peer *PeerStatus
+	var sec, nsec int64
+	lines := bufio.NewScanner(strings.NewReader(answer))
+	for lines.Scan() {
+		key, value, _ := strings.Cut(lines.Text(), "=")
+		if key == "public_key" {
+			var public PublicKey
+			if raw, err := parseHex(value); err == nil {
+				public = raw
+			}
+			peer, sec = &PeerStatus{PublicKey: public}, 0
+			peers[public] = peer
+			continue
+		}
+		if peer == nil {
+			continue
+		}
+		switch key {
+		case "endpoint":
+			peer.Endpoint, _ = netip.ParseAddrPort(value)
+		case "last_handshake_time_sec":
+			sec, _ = strconv.ParseInt(value, 10, 64)
+		case "last_handshake_time_nsec":
+			nsec, _ = strconv.ParseInt(value, 10, 64)
+			if sec != 0 || nsec != 0 {
+				peer.LastHandshake = time.Unix(sec, nsec)
+			}
+		case "rx_bytes":
+			peer.Received, _ = strconv.ParseUint(value, 10, 64)
+		case "tx_bytes":
+			peer.Sent, _ = strconv.ParseUint(value, 10, 64)
+		}
+	}
+	return peers
+}

@@ -1,0 +1,127 @@
+// Package wgbind is the outer side of a tunnel: a conn.Bind over
+// wireguard-go's own that can open a new port beside the one in use, so that
+// a busy port is found before anything is given up, and that gives errors a
+// person can act on.
+package wgbind
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+// Bind is a conn.Bind whose sockets can be opened ahead of time. The zero
+// value is not usable; call New.
+type Bind struct {
+	mu       sync.RWMutex // guards the fields, not the use of the binds
+	current  conn.Bind    // never nil; open or not
+	prepared *prepared    // nil unless Prepare was called and not yet used
+}
+
+// prepared is a set of sockets that is open but not yet read from.
+type prepared struct {
+	bind     conn.Bind
+	receives []conn.ReceiveFunc
+	port     uint16
+}
+
+var _ conn.Bind = (*Bind)(nil)
+
+// New returns a Bind without a socket.
+func New() *Bind {
+	return &Bind{current: conn.NewDefaultBind()}
+}
+
+// Prepare opens port, or any free port if it is 0, beside the sockets in use,
+// and returns the port that it got. The next Open of that port takes these
+// sockets over. A second Prepare closes what the first one opened.
+func (b *Bind) Prepare(port uint16) (uint16, error) {
+	bind := conn.NewDefaultBind()
+	receives, actual, err := bind.Open(port)
+	if err != nil {
+		return 0, listenError(port, err)
+	}
+	b.mu.Lock()
+	former := b.prepared
+	b.prepared = &prepared{bind: bind, receives: receives, port: actual}
+	b.mu.Unlock()
+	return actual, former.close()
+}
+
+// Discard closes what Prepare opened and Open has not taken over.
+func (b *Bind) Discard() error {
+	b.mu.Lock()
+	former := b.prepared
+	b.prepared = nil
+	b.mu.Unlock()
+	return former.close()
+}
+
+func (p *prepared) close() error {
+	if p == nil {
+		return nil
+	}
+	return p.bind.Close()
+}
+
+// Open implements conn.Bind. It uses the prepared sockets if they are of this
+// port.
+func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p := b.prepared; p != nil && p.port == port {
+		b.current, b.prepared = p.bind, nil
+		return p.receives, p.port, nil
+	}
+	receives, actual, err := b.current.Open(port)
+	if err != nil {
+		return nil, 0, listenError(port, err)
+	}
+	return receives, actual, nil
+}
+
+// Close implements conn.Bind. Prepared sockets stay open: wireguard-go closes
+// its bind each time before it opens the next port.
+func (b *Bind) Close() error {
+	return b.bind().Close()
+}
+
+// SetMark implements conn.Bind.
+func (b *Bind) SetMark(mark uint32) error {
+	return b.bind().SetMark(mark)
+}
+
+// Send implements conn.Bind.
+func (b *Bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
+	return b.bind().Send(bufs, endpoint)
+}
+
+// ParseEndpoint implements conn.Bind.
+func (b *Bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	return b.bind().ParseEndpoint(s)
+}
+
+// BatchSize implements conn.Bind.
+func (b *Bind) BatchSize() int {
+	return b.bind().BatchSize()
+}
+
+func (b *Bind) bind() conn.Bind {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.current
+}
+
+// listenError says what can be done about a port that cannot be opened.
+func listenError(port uint16, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("listening on UDP port %d: another program has this port, perhaps another WireGuard; stop it or choose another listen_port: %w", port, err)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("listening on UDP port %d: ports below 1024 need a privilege; choose a listen_port above: %w", port, err)
+	}
+	return fmt.Errorf("listening on UDP port %d: %w", port, err)
+}

@@ -1,0 +1,432 @@
+package wireguard
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
+	"github.com/homeward-relay/homeward/modules/internal/tunnel"
+)
+
+const (
+	// defaultTunnel is the name of a tunnel that the Caddyfile gives none.
+	defaultTunnel = "wg0"
+
+	// defaultListenPort is WireGuard's customary port.
+	defaultListenPort = 51820
+
+	// maxMTU is the largest inner packet that wireguard-go carries.
+	maxMTU = 65000
+
+	// maxKeepalive is what the protocol's 16-bit field of seconds holds.
+	maxKeepalive = 65535 * time.Second
+)
+
+// Tunnel is a WireGuard tunnel of this machine, what `wg` calls an interface.
+type Tunnel struct {
+	// This end's private key in base64. Required. It should be a placeholder,
+	// `{file./path}` or `{env.NAME}`, so that the key itself is not in the
+	// configuration, which the admin API shows.
+	PrivateKey string `json:"private_key,omitempty"`
+
+	// This end's addresses inside the tunnel, each as address/length; IPv4,
+	// IPv6 or both. At least one is required. Without a length an address
+	// stands alone.
+	Address []string `json:"address,omitempty"`
+
+	// The UDP port for the encrypted packets. Default: 51820 if some peer has
+	// no endpoint and so must be able to call, else any free port.
+	ListenPort int `json:"listen_port,omitempty"`
+
+	// The size of the largest packet inside the tunnel, in bytes, 1280 to
+	// 65000. 0 means auto, which is the default and uses 1280: every path that
+	// carries IPv6 carries it.
+	MTU int `json:"mtu,omitempty"`
+
+	// DNS servers for upstream names that are no peer's, as address or
+	// address:port. They are asked through the tunnel, so they must be in some
+	// peer's allowed IPs.
+	Resolvers []string `json:"resolvers,omitempty"`
+
+	// The TCP/IP stack inside the tunnel: `auto` or `gvisor`. Default: `auto`,
+	// which takes the best that this machine has.
+	Stack string `json:"stack,omitempty"`
+
+	// The other ends by name. A name consists of letters, digits and hyphens,
+	// not digits alone, and is unique among all tunnels. Upstreams use it as
+	// a host.
+	Peers map[string]*Peer `json:"peers,omitempty"`
+}
+
+// Peer is another end of a tunnel.
+type Peer struct {
+	// The peer's public key in base64. Required.
+	PublicKey string `json:"public_key,omitempty"`
+
+	// A secret that both ends share, in base64; it should be a placeholder,
+	// as private_key. Default: none.
+	PresharedKey string `json:"preshared_key,omitempty"`
+
+	// The addresses inside the tunnel that the peer may speak from and is
+	// reached at, as address/length. At least one is required. No two peers of
+	// a tunnel have the same.
+	AllowedIPs []string `json:"allowed_ips,omitempty"`
+
+	// The addresses that the peer's bare name stands for in upstreams.
+	// Default: those of its allowed IPs that are a single address.
+	Host []string `json:"host,omitempty"`
+
+	// Where the peer is called, as host:port; host may be a name, whose IPv6
+	// addresses come before its IPv4 addresses. Default: learned from where
+	// the peer speaks, the normal case for one behind CGN.
+	Endpoint string `json:"endpoint,omitempty"`
+
+	// How often to send a packet when there is nothing to say, in whole
+	// seconds, which keeps NAT mappings open. Default: never; 25s for an end
+	// that is itself behind NAT.
+	PersistentKeepalive caddy.Duration `json:"persistent_keepalive,omitempty"`
+}
+
+// parsedTunnel is a Tunnel with its texts understood.
+type parsedTunnel struct {
+	config    *tunnel.Config
+	hosts     map[string][]netip.Addr
+	resolvers []netip.AddrPort
+}
+
+var (
+	nameSyntax  = regexp.MustCompile(`^[A-Za-z0-9-]{1,63}$`)
+	digitsAlone = regexp.MustCompile(`^[0-9]+$`)
+)
+
+// expander replaces the placeholders in a value. At adapt time there is none,
+// because a placeholder's value may be known to another user or on another
+// machine only: then values with placeholders pass unread.
+type expander struct {
+	repl *caddy.Replacer
+}
+
+// skip tells whether value has to be left unread.
+func (e expander) skip(value string) bool {
+	return e.repl == nil && strings.Contains(value, "{")
+}
+
+func (e expander) expand(value string) (string, error) {
+	if e.repl == nil {
+		return value, nil
+	}
+	return e.repl.ReplaceOrErr(value, true, true)
+}
+
+// parse checks the tunnel and understands its texts. A nil repl leaves values
+// with placeholders unread. Errors carry the Caddyfile's file:line if known.
+func (t *Tunnel) parse(name string, repl *caddy.Replacer) (*parsedTunnel, error) {
+	origin := "tunnel " + name
+	if t == nil {
+		return nil, AtOrigin(origin, fmt.Errorf("tunnel %s is empty; it needs a private_key, an address and peers", name))
+	}
+	if !nameSyntax.MatchString(name) {
+		return nil, AtOrigin(origin, fmt.Errorf("tunnel name %q: a name consists of letters, digits and hyphens", name))
+	}
+	p := &parsedTunnel{config: new(tunnel.Config), hosts: make(map[string][]netip.Addr)}
+	e := expander{repl}
+	steps := []struct {
+		option string
+		parse  func() error
+	}{
+		{"private_key", func() error { return t.parsePrivateKey(e, p) }},
+		{"address", func() error { return t.parseAddress(e, p) }},
+		{"listen_port", func() error { return t.parseListenPort(p) }},
+		{"mtu", func() error { return t.parseMTU(p) }},
+		{"stack", t.checkStack},
+	}
+	for _, step := range steps {
+		if err := step.parse(); err != nil {
+			return nil, atOriginOr(origin+" "+step.option, origin, fmt.Errorf("tunnel %s: %s: %w", name, step.option, err))
+		}
+	}
+	for _, peerName := range slices.Sorted(maps.Keys(t.Peers)) {
+		if err := t.Peers[peerName].parse(origin, peerName, e, p); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkConflicts(p.config); err != nil {
+		var conflict *tunnel.ConflictError
+		if errors.As(err, &conflict) {
+			origin += " peer " + conflict.Peer + " " + conflict.Option
+		}
+		return nil, AtOrigin(origin, fmt.Errorf("tunnel %s: %w", name, err))
+	}
+	if err := t.parseResolvers(e, p); err != nil {
+		return nil, atOriginOr(origin+" resolvers", origin, fmt.Errorf("tunnel %s: resolvers: %w", name, err))
+	}
+	return p, nil
+}
+
+// checkConflicts is tunnel.Config.Check, also for a configuration whose
+// private key is not known.
+func checkConflicts(config *tunnel.Config) error {
+	if config.PrivateKey != (tunnel.PrivateKey{}) {
+		return config.Check()
+	}
+	known := *config
+	known.PrivateKey = tunnel.NewPrivateKey()
+	return known.Check()
+}
+
+func (t *Tunnel) parsePrivateKey(e expander, p *parsedTunnel) error {
+	if t.PrivateKey == "" {
+		return errors.New("missing; make a key with `caddy wireguard genkey` in a file that only Caddy's user can read, and name it here as {file./path/to/key}")
+	}
+	if e.skip(t.PrivateKey) {
+		return nil
+	}
+	text, err := expandSecret(e.repl, t.PrivateKey)
+	if err != nil {
+		return err
+	}
+	p.config.PrivateKey, err = tunnel.ParsePrivateKey(text)
+	return err
+}
+
+func (t *Tunnel) parseAddress(e expander, p *parsedTunnel) error {
+	if len(t.Address) == 0 {
+		return errors.New("missing; give this end an address inside the tunnel, such as 10.77.0.1/24")
+	}
+	prefixes, err := parsePrefixes(e, t.Address)
+	if err != nil {
+		return err
+	}
+	for i, prefix := range prefixes {
+		switch address := prefix.Addr(); {
+		case address.IsUnspecified(), address.IsLoopback(), address.IsMulticast():
+			return fmt.Errorf("%s cannot be a tunnel's address; use a private one such as 10.77.0.1/24 or fd77::1/64", prefix)
+		case slices.Contains(prefixes[:i], prefix):
+			return fmt.Errorf("%s is given twice", prefix)
+		}
+	}
+	p.config.Addresses = prefixes
+	return nil
+}
+
+func (t *Tunnel) parseListenPort(p *parsedTunnel) error {
+	switch {
+	case t.ListenPort < 0 || t.ListenPort > 65535:
+		return fmt.Errorf("%d is no UDP port; use 1 to 65535", t.ListenPort)
+	case t.ListenPort > 0:
+		p.config.ListenPort = uint16(t.ListenPort)
+	default:
+		for _, peer := range t.Peers {
+			if peer != nil && peer.Endpoint == "" {
+				p.config.ListenPort = defaultListenPort
+			}
+		}
+	}
+	return nil
+}
+
+func (t *Tunnel) parseMTU(p *parsedTunnel) error {
+	switch {
+	case t.MTU == 0:
+		p.config.MTU = netstack.MinMTU
+	case t.MTU < netstack.MinMTU || t.MTU > maxMTU:
+		return fmt.Errorf("%d is out of range; use auto, or %d to %d", t.MTU, netstack.MinMTU, maxMTU)
+	default:
+		p.config.MTU = t.MTU
+	}
+	return nil
+}
+
+func (t *Tunnel) checkStack() error {
+	switch t.Stack {
+	case "", "auto", "gvisor":
+		return nil
+	case "kernel":
+		return errors.New("the kernel stack is not in this version; use auto or gvisor")
+	}
+	return fmt.Errorf("there is no stack %q; use auto or gvisor", t.Stack)
+}
+
+func (t *Tunnel) parseResolvers(e expander, p *parsedTunnel) error {
+	for _, text := range t.Resolvers {
+		if e.skip(text) {
+			continue
+		}
+		text, err := e.expand(text)
+		if err != nil {
+			return err
+		}
+		resolver, err := netip.ParseAddrPort(text)
+		if err != nil {
+			address, err := netip.ParseAddr(text)
+			if err != nil {
+				return fmt.Errorf("%q is neither an IP address nor address:port", text)
+			}
+			resolver = netip.AddrPortFrom(address, 53)
+		}
+		if peer, _ := p.config.PeerFor(resolver.Addr()); peer == nil && e.repl != nil {
+			return fmt.Errorf("%s is in no peer's allowed_ips, so it cannot be asked through the tunnel; add it to the peer it belongs to", resolver.Addr())
+		}
+		p.resolvers = append(p.resolvers, resolver)
+	}
+	return nil
+}
+
+func (peer *Peer) parse(tunnelOrigin, name string, e expander, p *parsedTunnel) error {
+	origin := tunnelOrigin + " peer " + name
+	fail := func(option string, err error) error {
+		return atOriginOr(origin+" "+option, origin, fmt.Errorf("%s: %s: %w", origin, option, err))
+	}
+	switch {
+	case !nameSyntax.MatchString(name), digitsAlone.MatchString(name):
+		return AtOrigin(origin, fmt.Errorf("peer name %q: a name consists of letters, digits and hyphens, not of digits alone, so that it is never an IP address or a DNS name", name))
+	case peer == nil:
+		return AtOrigin(origin, fmt.Errorf("%s is empty; it needs a public_key and allowed_ips", origin))
+	}
+
+	parsed := tunnel.Peer{Name: name}
+	if err := peer.parseKeys(e, &parsed, fail); err != nil {
+		return err
+	}
+	var err error
+	if len(peer.AllowedIPs) == 0 {
+		return fail("allowed_ips", errors.New("missing; list the addresses inside the tunnel that this peer has, such as 10.77.0.2/32"))
+	}
+	if parsed.AllowedIPs, err = parsePrefixes(e, peer.AllowedIPs); err != nil {
+		return fail("allowed_ips", err)
+	}
+	for i, prefix := range parsed.AllowedIPs {
+		parsed.AllowedIPs[i] = prefix.Masked()
+	}
+	if parsed.Endpoint, err = parseEndpoint(e, peer.Endpoint); err != nil {
+		return fail("endpoint", err)
+	}
+	keepalive := time.Duration(peer.PersistentKeepalive)
+	if keepalive < 0 || keepalive > maxKeepalive || keepalive%time.Second != 0 {
+		return fail("persistent_keepalive", fmt.Errorf("%s is not a whole number of seconds from 0s to %s", keepalive, maxKeepalive))
+	}
+	parsed.PersistentKeepalive = keepalive
+	hosts, err := peer.parseHost(e, &parsed)
+	if err != nil {
+		return fail("host", err)
+	}
+	p.hosts[name] = hosts
+	p.config.Peers = append(p.config.Peers, parsed)
+	return nil
+}
+
+func (peer *Peer) parseKeys(e expander, parsed *tunnel.Peer, fail func(string, error) error) error {
+	if peer.PublicKey == "" {
+		return fail("public_key", errors.New("missing; it is what `wg pubkey` or `caddy wireguard pubkey` makes of the peer's private key"))
+	}
+	if e.skip(peer.PublicKey) {
+		// A key of its own, so that it does not look like another peer's.
+		parsed.PublicKey = tunnel.NewPrivateKey().Public()
+	} else {
+		text, err := e.expand(peer.PublicKey)
+		if err != nil {
+			return fail("public_key", err)
+		}
+		if parsed.PublicKey, err = tunnel.ParsePublicKey(text); err != nil {
+			return fail("public_key", err)
+		}
+	}
+	if peer.PresharedKey == "" || e.skip(peer.PresharedKey) {
+		return nil
+	}
+	text, err := expandSecret(e.repl, peer.PresharedKey)
+	if err != nil {
+		return fail("preshared_key", err)
+	}
+	if parsed.PresharedKey, err = tunnel.ParsePresharedKey(text); err != nil {
+		return fail("preshared_key", err)
+	}
+	return nil
+}
+
+// parseHost returns the addresses that the peer's name stands for, which may
+// be none: then the name cannot be an upstream.
+func (peer *Peer) parseHost(e expander, parsed *tunnel.Peer) (hosts []netip.Addr, err error) {
+	if len(peer.Host) == 0 {
+		for _, prefix := range parsed.AllowedIPs {
+			if prefix.IsSingleIP() {
+				hosts = append(hosts, prefix.Addr())
+			}
+		}
+		return hosts, nil
+	}
+	only := tunnel.Config{Peers: []tunnel.Peer{*parsed}}
+	for _, text := range peer.Host {
+		if e.skip(text) {
+			continue
+		}
+		if text, err = e.expand(text); err != nil {
+			return nil, err
+		}
+		address, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not an IP address", text)
+		}
+		if owner, _ := only.PeerFor(address); owner == nil && !slices.ContainsFunc(peer.AllowedIPs, e.skip) {
+			return nil, fmt.Errorf("%s is not in this peer's allowed_ips; add it there", address)
+		}
+		hosts = append(hosts, address)
+	}
+	return hosts, nil
+}
+
+func parseEndpoint(e expander, text string) (string, error) {
+	if text == "" || e.skip(text) {
+		return "", nil
+	}
+	text, err := e.expand(text)
+	if err != nil {
+		return "", err
+	}
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return "", fmt.Errorf("%q is not host:port, such as relay.example.org:%d", text, defaultListenPort)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", fmt.Errorf("%q has no UDP port from 1 to 65535 after the colon", text)
+	}
+	if host == "" || strings.ContainsAny(host, " /") {
+		return "", fmt.Errorf("%q has no host before the colon", text)
+	}
+	return text, nil
+}
+
+// parsePrefixes reads addresses with or without a length.
+func parsePrefixes(e expander, texts []string) (prefixes []netip.Prefix, err error) {
+	for _, text := range texts {
+		if e.skip(text) {
+			continue
+		}
+		if text, err = e.expand(text); err != nil {
+			return nil, err
+		}
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			address, err := netip.ParseAddr(text)
+			if err != nil || address.Zone() != "" {
+				return nil, fmt.Errorf("%q is not an address with a length, such as 10.77.0.2/32 or fd77::2/128", text)
+			}
+			prefix = netip.PrefixFrom(address, address.BitLen())
+		}
+		if prefix.Addr().Is4In6() {
+			return nil, fmt.Errorf("%q is an IPv4 address in IPv6 form; write it as IPv4", text)
+		}
+		prefixes = append(prefixes, prefix)
+	}
+	return prefixes, nil
+}

@@ -1,0 +1,107 @@
+package wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+const (
+	networkTCP = "wireguard"
+	networkUDP = "wireguard+udp"
+)
+
+func init() {
+	caddy.RegisterNetwork(networkTCP, listen)
+	caddy.RegisterNetwork(networkUDP, listen)
+	caddyhttp.RegisterNetworkHTTP3(networkTCP, networkUDP)
+}
+
+// listeners holds the sockets inside tunnels that configurations listen on,
+// by network, tunnel and port. Caddy asks for a listener at every reload, and
+// both configurations use it for a moment, so it is one socket with several
+// users.
+var listeners = caddy.NewUsagePool()
+
+type listenerKey struct {
+	network string
+	tunnel  string
+	port    uint16
+}
+
+// listen opens a listener of network `wireguard/<tunnel>:<port>` or
+// `wireguard+udp/<tunnel>:<port>`: on all addresses that this end has inside
+// the tunnel. It implements caddy.ListenerFunc.
+func listen(ctx context.Context, network, host, portRange string, portOffset uint, _ net.ListenConfig) (any, error) {
+	address := caddy.JoinNetworkAddress(network, host, portRange)
+	parsed, err := caddy.ParseNetworkAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	port := parsed.StartPort + portOffset
+	if port == 0 || port > 65535 {
+		return nil, fmt.Errorf("listening on %s: a listener inside a tunnel needs a port from 1 to 65535", address)
+	}
+	c, err := claimOf(ctx, host)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", address, err)
+	}
+
+	key := listenerKey{network: network, tunnel: host, port: uint16(port)}
+	local := netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(port))
+	switch network {
+	case networkTCP:
+		value, _, err := listeners.LoadOrNew(key, func() (caddy.Destructor, error) {
+			listener, err := c.claim.ListenTCP(local)
+			if err != nil {
+				return nil, err
+			}
+			return newSharedListener(listener), nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		return value.(*sharedListener).use(func() error { return releaseListener(key) }), nil
+	case networkUDP:
+		value, _, err := listeners.LoadOrNew(key, func() (caddy.Destructor, error) {
+			conn, err := c.claim.ListenUDP(local)
+			if err != nil {
+				return nil, err
+			}
+			return newSharedPacketConn(conn), nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		return value.(*sharedPacketConn).use(func() error { return releaseListener(key) }), nil
+	}
+	return nil, fmt.Errorf("listening on %s: the networks inside a tunnel are %s and %s", address, networkTCP, networkUDP)
+}
+
+func releaseListener(key listenerKey) error {
+	_, err := listeners.Delete(key)
+	return err
+}
+
+// claimOf returns the claim that the configuration which ctx belongs to has
+// on a tunnel.
+func claimOf(ctx context.Context, name string) (*claimed, error) {
+	config, ok := ctx.(caddy.Context)
+	if !ok {
+		return nil, errors.New("only sites and layer4 servers can listen inside a tunnel")
+	}
+	app, err := FromContext(config)
+	if err != nil {
+		return nil, err
+	}
+	c, ok := app.tunnels[name]
+	if !ok {
+		return nil, app.noTunnel(name)
+	}
+	return c, nil
+}

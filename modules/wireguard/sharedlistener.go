@@ -1,0 +1,112 @@
+package wireguard
+
+import (
+	"net"
+	"sync"
+	"time"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
+)
+
+// sharedListener lets several configurations accept from one listener. An
+// accepted connection goes to exactly one user that is still open, and waits
+// if for a moment there is none. It closes when its last user does.
+type sharedListener struct {
+	listener netstack.TCPListener
+	accepted chan net.Conn
+	done     chan struct{} // closed by Destruct
+	stopped  chan struct{} // closed when the accept loop has ended
+}
+
+func newSharedListener(listener netstack.TCPListener) *sharedListener {
+	s := &sharedListener{
+		listener: listener,
+		accepted: make(chan net.Conn),
+		done:     make(chan struct{}),
+		stopped:  make(chan struct{}),
+	}
+	go s.accept()
+	return s
+}
+
+// acceptRetry is how long accepting pauses after an error that does not end
+// it, such as a lack of memory.
+const acceptRetry = 50 * time.Millisecond
+
+func (s *sharedListener) accept() {
+	defer close(s.stopped)
+	for {
+		conn, err := s.listener.Accept()
+		if err != nil {
+			if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+				select {
+				case <-s.done:
+					return
+				case <-time.After(acceptRetry):
+					continue
+				}
+			}
+			return // closed, by Destruct or with the tunnel
+		}
+		select {
+		case s.accepted <- conn:
+		case <-s.done:
+			conn.Close()
+			return
+		}
+	}
+}
+
+// Destruct closes the listener once its last user is closed.
+func (s *sharedListener) Destruct() error {
+	close(s.done)
+	err := s.listener.Close()
+	<-s.stopped
+	return err
+}
+
+// use returns a listener that is one user's own. Closing it calls release.
+func (s *sharedListener) use(release func() error) net.Listener {
+	return &listenerUse{shared: s, release: release, closed: make(chan struct{})}
+}
+
+// listenerUse is a shared listener as one configuration has it.
+type listenerUse struct {
+	shared  *sharedListener
+	release func() error
+	once    sync.Once
+	closed  chan struct{}
+}
+
+// Accept waits for the next connection. It returns net.ErrClosed once this
+// use is closed, whoever else goes on accepting.
+func (u *listenerUse) Accept() (net.Conn, error) {
+	select {
+	case <-u.closed:
+		return nil, u.closedError()
+	default:
+	}
+	select {
+	case conn := <-u.shared.accepted:
+		return conn, nil
+	case <-u.closed:
+	case <-u.shared.stopped:
+	}
+	return nil, u.closedError()
+}
+
+func (u *listenerUse) closedError() error {
+	return &net.OpError{Op: "accept", Net: "tcp", Addr: u.Addr(), Err: net.ErrClosed}
+}
+
+// Close ends this use.
+func (u *listenerUse) Close() (err error) {
+	u.once.Do(func() {
+		close(u.closed)
+		err = u.release()
+	})
+	return err
+}
+
+// Addr is the listener's address inside the tunnel.
+func (u *listenerUse) Addr() net.Addr { return u.shared.listener.Addr() }
