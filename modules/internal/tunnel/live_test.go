@@ -1,0 +1,323 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	relayAddress = netip.MustParseAddr("10.77.0.1")
+	homeAddress  = netip.MustParseAddr("10.77.0.2")
+)
+
+// ends are two configurations that fit each other: home calls the relay.
+func ends(t *testing.T) (relay, home *Config) {
+	t.Helper()
+	relay = &Config{
+		PrivateKey: NewPrivateKey(),
+		Addresses:  prefixes("10.77.0.1/24", "fd77::1/64"),
+		ListenPort: freePort(t),
+		MTU:        1280,
+	}
+	home = &Config{
+		PrivateKey: NewPrivateKey(),
+		Addresses:  prefixes("10.77.0.2/24", "fd77::2/64"),
+		MTU:        1280,
+		Peers: []Peer{{
+			Name:                "relay",
+			PublicKey:           relay.PrivateKey.Public(),
+			AllowedIPs:          prefixes("10.77.0.1/32", "fd77::1/128"),
+			Endpoint:            netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), relay.ListenPort).String(),
+			PersistentKeepalive: 25 * time.Second,
+		}},
+	}
+	relay.Peers = []Peer{{Name: "home", PublicKey: home.PrivateKey.Public(), AllowedIPs: prefixes("10.77.0.2/32", "fd77::2/128")}}
+	return relay, home
+}
+
+// freePort is a UDP port that nobody has at the moment.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	conn, err := net.ListenUDP("udp", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return uint16(conn.LocalAddr().(*net.UDPAddr).Port)
+}
+
+// claim prepares a claim and releases it at the end of the test.
+func claim(t *testing.T, tunnel *Tunnel, config *Config) *Claim {
+	t.Helper()
+	c := tunnel.Claim(config, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
+	t.Cleanup(func() { c.Release() })
+	if err := c.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// echoAt answers every TCP connection to port with what it sends.
+func echoAt(t *testing.T, c *Claim, port uint16) {
+	t.Helper()
+	listener, err := c.ListenTCP(netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				io.Copy(conn, conn)
+				conn.Close()
+			}()
+		}
+	}()
+	t.Cleanup(func() {
+		listener.Close()
+		<-done
+	})
+}
+
+func dial(t *testing.T, c *Claim, address netip.Addr, port uint16) net.Conn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	conn, err := c.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(address, port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func mustEcho(t *testing.T, conn net.Conn, text string) {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := conn.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(conn, got); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, []byte(text)) {
+		t.Fatalf("got %q, want %q", got, text)
+	}
+}
+
+func TestTunnelCarriesConnections(t *testing.T) {
+	relayConfig, homeConfig := ends(t)
+	relay, home := New("relay"), New("home")
+	r, h := claim(t, relay, relayConfig), claim(t, home, homeConfig)
+	echoAt(t, h, 7)
+	mustEcho(t, dial(t, r, homeAddress, 7), "by IPv4")
+	mustEcho(t, dial(t, r, netip.MustParseAddr("fd77::2"), 7), "by IPv6")
+
+	status := relay.Status()
+	if len(status) != 1 || status[0].Name != "home" || status[0].LastHandshake.IsZero() || !status[0].Endpoint.IsValid() || status[0].Received == 0 {
+		t.Errorf("status %+v", status)
+	}
+}
+
+func TestNothingIsOpenBeforePrepare(t *testing.T) {
+	relayConfig, _ := ends(t)
+	c := New("relay").Claim(relayConfig, zaptest.NewLogger(t))
+	defer c.Release()
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(relayConfig.ListenPort)})
+	if err != nil {
+		t.Fatalf("the port is taken: %v", err)
+	}
+	conn.Close()
+}
+
+func TestBusyPort(t *testing.T) {
+	relayConfig, _ := ends(t)
+	taken, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(relayConfig.ListenPort)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tunnel := New("relay")
+	c := tunnel.Claim(relayConfig, zaptest.NewLogger(t))
+	defer c.Release()
+	err = c.Prepare()
+	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "another program has this port") {
+		t.Fatalf("got %v", err)
+	}
+	taken.Close()
+	if err := c.Prepare(); err != nil {
+		t.Fatalf("once the port is free: %v", err)
+	}
+}
+
+func TestReloadKeepsWhatStays(t *testing.T) {
+	relayConfig, homeConfig := ends(t)
+	relay := New("relay")
+	r := claim(t, relay, relayConfig)
+	echoAt(t, claim(t, New("home"), homeConfig), 7)
+	conn := dial(t, r, homeAddress, 7)
+	mustEcho(t, conn, "before")
+	handshake := relay.Status()[0].LastHandshake
+
+	next := *relayConfig
+	next.Addresses = append(prefixes("10.99.0.1/24"), relayConfig.Addresses...)
+	next.Peers = append([]Peer{{Name: "office", PublicKey: key(9), AllowedIPs: prefixes("10.77.0.9/32")}}, relayConfig.Peers...)
+	younger := claim(t, relay, &next)
+	mustEcho(t, conn, "while both are in force")
+	if err := r.Release(); err != nil {
+		t.Fatal(err)
+	}
+	mustEcho(t, conn, "after")
+	if got := relay.Status(); len(got) != 2 || got[1].Name != "home" || !got[1].LastHandshake.Equal(handshake) {
+		t.Errorf("the session was not kept: %+v, handshake before %s", got, handshake)
+	}
+	mustEcho(t, dial(t, younger, homeAddress, 7), "a new connection")
+}
+
+func TestPortSwitchKeepsConnections(t *testing.T) {
+	relayConfig, homeConfig := ends(t)
+	relay := New("relay")
+	r := claim(t, relay, relayConfig)
+	echoAt(t, claim(t, New("home"), homeConfig), 7)
+	conn := dial(t, r, homeAddress, 7)
+	mustEcho(t, conn, "before")
+
+	next := *relayConfig
+	next.ListenPort = freePort(t)
+	claim(t, relay, &next)
+	if got := relay.ListenPort(); got != relayConfig.ListenPort {
+		t.Errorf("the port was switched before the older claim was released: %d", got)
+	}
+	if err := r.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if got := relay.ListenPort(); got != next.ListenPort {
+		t.Errorf("port %d, want %d", got, next.ListenPort)
+	}
+	// The relay speaks first from the new port, and home follows it there.
+	mustEcho(t, conn, "after")
+	old, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(relayConfig.ListenPort)})
+	if err != nil {
+		t.Fatalf("the old port is still taken: %v", err)
+	}
+	old.Close()
+}
+
+func TestFailedReloadChangesNothing(t *testing.T) {
+	relayConfig, homeConfig := ends(t)
+	relay := New("relay")
+	r := claim(t, relay, relayConfig)
+	echoAt(t, claim(t, New("home"), homeConfig), 7)
+	conn := dial(t, r, homeAddress, 7)
+	mustEcho(t, conn, "before")
+
+	t.Run("the new port is busy", func(t *testing.T) {
+		taken, err := net.ListenUDP("udp", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer taken.Close()
+		next := *relayConfig
+		next.ListenPort = uint16(taken.LocalAddr().(*net.UDPAddr).Port)
+		c := relay.Claim(&next, zaptest.NewLogger(t))
+		if err := c.Prepare(); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("got %v", err)
+		}
+		if err := c.Release(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("another app fails after ours", func(t *testing.T) {
+		next := *relayConfig
+		next.PrivateKey = NewPrivateKey()
+		next.ListenPort = freePort(t)
+		next.Addresses = prefixes("10.99.0.1/24")
+		next.Peers = []Peer{{Name: "office", PublicKey: key(9), AllowedIPs: prefixes("10.77.0.2/32")}}
+		c := relay.Claim(&next, zaptest.NewLogger(t))
+		if err := c.Prepare(); err != nil {
+			t.Fatal(err)
+		}
+		mustEcho(t, conn, "while it is prepared")
+		if err := c.Release(); err != nil {
+			t.Error(err)
+		}
+		free, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(next.ListenPort)})
+		if err != nil {
+			t.Fatalf("the prepared port is still taken: %v", err)
+		}
+		free.Close()
+	})
+	mustEcho(t, conn, "after")
+	mustEcho(t, dial(t, r, homeAddress, 7), "a new connection")
+	if got := relay.Status(); len(got) != 1 || got[0].Name != "home" {
+		t.Errorf("status %+v", got)
+	}
+}
+
+func TestTunnelGoesDownWithItsLastClaim(t *testing.T) {
+	relayConfig, _ := ends(t)
+	relay := New("relay")
+	c := claim(t, relay, relayConfig)
+	if err := c.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.DialTCP(t.Context(), netip.AddrPort{}, netip.AddrPortFrom(homeAddress, 7)); !errors.Is(err, ErrDown) {
+		t.Errorf("got %v", err)
+	}
+	again := claim(t, relay, relayConfig)
+	if relay.ListenPort() != relayConfig.ListenPort {
+		t.Error("it does not come up again")
+	}
+	again.Release()
+	if err := relay.Destruct(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDialErrorsSayWhatToDo(t *testing.T) {
+	relayConfig, homeConfig := ends(t)
+	r := claim(t, New("relay"), relayConfig)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err := r.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(homeAddress, 7))
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "peer home has never been heard of") {
+		t.Errorf("home away: %v", err)
+	}
+
+	claim(t, New("home"), homeConfig)
+	ctx, cancel = context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	_, err = r.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(homeAddress, 7))
+	if !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), "10.77.0.2:7 refused the connection") {
+		t.Errorf("nothing listens: %v", err)
+	}
+}
+
+func TestEndpointByName(t *testing.T) {
+	relayConfig, homeConfig := ends(t)
+	_, port, _ := net.SplitHostPort(homeConfig.Peers[0].Endpoint)
+	homeConfig.Peers[0].Endpoint = net.JoinHostPort("localhost", port)
+	r := claim(t, New("relay"), relayConfig)
+	h := claim(t, New("home"), homeConfig)
+	echoAt(t, r, 7)
+	mustEcho(t, dial(t, h, relayAddress, 7), "resolved")
+}
