@@ -21,7 +21,7 @@ const bulk = 256 << 20
 func TestBulkHTTPS(t *testing.T) {
 	w := newWorld(t)
 	apache := services.StartApache(t, w.Home, w.private)
-	w.start(t, w.sites(t))
+	w.start(t, w.example(t))
 	transport := w.Client.HTTPTransport(t)
 	transport.TLSClientConfig = &tls.Config{RootCAs: w.public.Pool()}
 	client := &http.Client{Transport: transport, Timeout: 2 * time.Minute}

@@ -24,7 +24,7 @@ func TestReload(t *testing.T) {
 	services.StartApache(t, w.Home, w.private)
 	services.WebSocketEcho(t, w.Home, "127.0.0.1:8081")
 	services.Echo(t, w.Home, ":7000", "")
-	text := replace(t, w.sites(t), "		:2022 {", `		:7000 {
+	text := replace(t, w.example(t), "		:2022 {", `		:7000 {
 			route {
 				wireguard home:7000
 			}

@@ -29,7 +29,7 @@ func TestSites(t *testing.T) {
 	w := newWorld(t)
 	testnet.Need(t, "curl")
 	services.StartApache(t, w.Home, w.private)
-	w.start(t, w.sites(t))
+	w.start(t, w.example(t))
 	checkSites(t, w)
 
 	t.Run("access log", func(t *testing.T) {
@@ -58,8 +58,8 @@ func checkSites(t *testing.T, w *world) {
 		{"absolute redirect of the second", second + "/old", 302, second + "/new", ""},
 		{"absolute redirect by mod_dir", second + "/folder", 301, second + "/folder/", ""},
 		{"not there", first + "/none", 404, "", ""},
-		{"plain HTTP", "http://" + testnet.Domain + "/x?y=z", 308, first + "/x?y=z", ""},
-		{"plain HTTP of the second", "http://" + testnet.Subdomain + "/", 308, second + "/", ""},
+		{"plain HTTP", "http://" + testnet.Domain + "/x?y=z", 301, first + "/x?y=z", ""},
+		{"plain HTTP of the second", "http://" + testnet.Subdomain + "/", 301, second + "/", ""},
 	}
 	for _, version := range []string{"http1.1", "http2", "http3"} {
 		get := w.curl
@@ -187,7 +187,7 @@ func TestWrongHome(t *testing.T) {
 	w := newWorld(t)
 	testnet.Need(t, "curl")
 	services.StartApache(t, w.Home, testnet.NewCA(t, "somebody else's CA"))
-	w.start(t, w.sites(t))
+	w.start(t, w.example(t))
 	got := w.curl(t, "http2", "https://"+testnet.Domain+"/")
 	if got.status != http.StatusBadGateway || strings.Contains(got.body, "this is") {
 		t.Errorf("got status %d, body %q; want 502", got.status, got.body)
@@ -200,7 +200,7 @@ func TestWebSocket(t *testing.T) {
 	w := newWorld(t)
 	services.StartApache(t, w.Home, w.private)
 	services.WebSocketEcho(t, w.Home, "127.0.0.1:8081")
-	w.start(t, w.sites(t))
+	w.start(t, w.example(t))
 	socket := openWebSocket(t, w)
 	for i := range 100 {
 		if err := socket.echo(fmt.Sprintf("message %d %s", i, strings.Repeat("x", i*i))); err != nil {

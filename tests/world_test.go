@@ -22,19 +22,30 @@ type world struct {
 	public, private *testnet.CA
 }
 
-// newWorld makes a world. The relay's private key and the preshared key lie
-// in its folder as wg0.key and home.psk.
+// newWorld makes a world. The relay's private key lies in its folder as
+// wg0.key, and its log and its trusted roots are as the examples expect.
 func newWorld(t testing.TB) *world {
+	t.Helper()
+	return newWorldWith(t, testnet.NewTunnelKeys(t))
+}
+
+// newWorldWith makes a world with given keys. A preshared key lies in the
+// relay's folder as home.psk.
+func newWorldWith(t testing.TB, keys testnet.TunnelKeys) *world {
 	t.Helper()
 	w := &world{
 		Internet: testnet.NewInternet(t),
-		keys:     testnet.NewTunnelKeys(t),
+		keys:     keys,
 		public:   testnet.NewCA(t, "public CA"),
 		private:  testnet.NewCA(t, "home CA"),
 	}
 	w.relay = testnet.NewRelay(t, w.Relay)
 	w.relay.Secret(t, "wg0.key", w.keys.Relay.Private)
-	w.relay.Secret(t, "home.psk", w.keys.Preshared)
+	if w.keys.Preshared != "" {
+		w.relay.Secret(t, "home.psk", w.keys.Preshared)
+	}
+	w.relay.TrustRoots(w.private.File)
+	w.relay.Follow(t, filepath.Join(w.relay.Folder, "error.log"))
 	w.home = testnet.StartHome(t, w.Internet, w.keys, testnet.HomeConfig{})
 	return w
 }
@@ -56,17 +67,28 @@ func (w *world) ports(t testing.TB) string {
 	})
 }
 
-// sites is testdata/sites.Caddyfile, made fit for this world.
-func (w *world) sites(t testing.TB) string {
+// example is a relay that runs caddyfile-examples/relay.Caddyfile, as it is
+// but for keys and paths, and with certificates from files, which is the
+// example's own alternative to DNS-01.
+func (w *world) example(t testing.TB) string {
 	t.Helper()
 	site := w.public.Issue(t, testnet.Domain, testnet.Subdomain)
-	return substitute(t, "tests/testdata/sites.Caddyfile", map[string]string{
-		"FOLDER":          w.relay.Folder,
-		"HOME_PUBLIC_KEY": w.keys.Home.Public,
-		"HOME_CA":         w.private.File,
-		"SITE_CERT":       site.Cert,
-		"SITE_KEY":        site.Key,
-	})
+	return substitute(t, "caddyfile-examples/relay.Caddyfile", w.paths(map[string]string{
+		"	tls {\n		dns duckdns {env.DUCKDNS_TOKEN}\n	}\n":                   "",
+		"# tls /etc/ssl/example.fullchain.pem /etc/ssl/private/example.key": "tls " + site.Cert + " " + site.Key,
+	}))
+}
+
+// examplePublicKey stands in the examples for home's.
+const examplePublicKey = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+
+// paths adds to values what has to be replaced in every example.
+func (w *world) paths(values map[string]string) map[string]string {
+	values["/var/lib/caddy/homeward"] = w.relay.Folder + "/storage"
+	values["/var/log/caddy"] = w.relay.Folder
+	values["/etc/caddy/wg0.key"] = w.relay.Folder + "/wg0.key"
+	values[examplePublicKey] = w.keys.Home.Public
+	return values
 }
 
 // substitute reads a Caddyfile of the repository and replaces what differs

@@ -91,16 +91,20 @@ func (h *Home) Up(t testing.TB) {
 	if h.config.Keepalive > 0 {
 		keepalive = fmt.Sprint(h.config.Keepalive)
 	}
+	preshared := ""
+	if h.keys.Preshared != "" {
+		preshared = "PresharedKey = " + h.keys.Preshared
+	}
 	file := filepath.Join(Folder(t), "wg.conf")
 	WriteFile(t, file, fmt.Appendf(nil, `[Interface]
 PrivateKey = %s
 [Peer]
 PublicKey = %s
-PresharedKey = %s
+%s
 Endpoint = %s
 AllowedIPs = %s
 PersistentKeepalive = %s
-`, h.keys.Home.Private, h.keys.Relay.Public, h.keys.Preshared,
+`, h.keys.Home.Private, h.keys.Relay.Public, preshared,
 		h.config.Endpoint, strings.Join(h.config.AllowedIPs, ", "), keepalive), 0o600)
 	h.Output(t, "wg", "setconf", h.Interface, file)
 

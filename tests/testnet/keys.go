@@ -39,11 +39,13 @@ func NewPresharedKey(t testing.TB) string {
 // TunnelKeys are the keys of one tunnel between a relay and a home.
 type TunnelKeys struct {
 	Relay, Home Key
-	Preshared   string
+
+	// Preshared is empty unless the tunnel has a preshared key.
+	Preshared string
 }
 
-// NewTunnelKeys makes the keys of a tunnel.
+// NewTunnelKeys makes the keys of a tunnel, without a preshared one.
 func NewTunnelKeys(t testing.TB) TunnelKeys {
 	t.Helper()
-	return TunnelKeys{Relay: NewKey(t), Home: NewKey(t), Preshared: NewPresharedKey(t)}
+	return TunnelKeys{Relay: NewKey(t), Home: NewKey(t)}
 }

@@ -75,7 +75,13 @@ type Process struct {
 // after five seconds. If the test has failed, the end of its log is shown.
 func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
-	p := &Process{Log: new(Log), name: name, exited: make(chan struct{})}
+	return StartLogging(t, name, cmd, new(Log))
+}
+
+// StartLogging is Start with a log that others may write to as well.
+func StartLogging(t testing.TB, name string, cmd *exec.Cmd, log *Log) *Process {
+	t.Helper()
+	p := &Process{Log: log, name: name, exited: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p.Log, p.Log
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = new(unix.SysProcAttr)

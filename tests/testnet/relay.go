@@ -29,13 +29,15 @@ type Relay struct {
 
 	namespace *Namespace
 	binary    string
+	roots     string
+	log       *Log
 }
 
 // NewRelay prepares a relay in a namespace without starting it.
 func NewRelay(t testing.TB, namespace *Namespace) *Relay {
 	t.Helper()
 	Need(t, "setpriv")
-	r := &Relay{Folder: Folder(t), namespace: namespace, binary: Caddy(t)}
+	r := &Relay{Folder: Folder(t), namespace: namespace, binary: Caddy(t), log: new(Log)}
 	if err := os.Chown(r.Folder, RelayUID, RelayUID); err != nil {
 		t.Fatal(err)
 	}
@@ -44,6 +46,43 @@ func NewRelay(t testing.TB, namespace *Namespace) *Relay {
 
 // UseBinary makes the relay run another binary than Caddy's.
 func (r *Relay) UseBinary(path string) { r.binary = path }
+
+// TrustRoots makes the relay trust the CA in a PEM file, and no other, where
+// it uses the system's roots.
+func (r *Relay) TrustRoots(file string) { r.roots = file }
+
+// Follow adds what the relay writes to a log file, which need not be there
+// yet, to its Log.
+func (r *Relay) Follow(t testing.TB, path string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var file *os.File
+		for {
+			// The last look comes after the end, for the relay's last words.
+			last := ctx.Err() != nil
+			if file == nil {
+				file, _ = os.Open(path)
+			}
+			if file != nil {
+				io.Copy(r.log, file)
+			}
+			if last {
+				break
+			}
+			time.Sleep(pollInterval)
+		}
+		if file != nil {
+			file.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+}
 
 // Secret writes a file into the relay's folder that only the relay may read,
 // and returns its path.
@@ -69,8 +108,8 @@ func (r *Relay) Write(t testing.TB, text string) string {
 func (r *Relay) Start(t testing.TB, caddyfile string) {
 	t.Helper()
 	path := r.Write(t, caddyfile)
-	r.Process = Start(t, "relay", r.Command("run", "--config", path, "--adapter", "caddyfile"))
-	r.WaitLog(t, 0, "serving initial configuration", 30*time.Second)
+	r.Process = StartLogging(t, "relay", r.Command("run", "--config", path, "--adapter", "caddyfile"), r.log)
+	r.waitServing(t)
 	t.Cleanup(func() {
 		if race := dataRace(r.Log.String()); race != "" {
 			t.Errorf("the race detector found in the relay:\n%s", race)
@@ -78,6 +117,25 @@ func (r *Relay) Start(t testing.TB, caddyfile string) {
 		if panicked := panicPattern.FindString(r.Log.String()); panicked != "" {
 			t.Errorf("the relay panicked: %s", panicked)
 		}
+	})
+}
+
+// waitServing waits until the configuration is in force. Where it logs to is
+// its own affair, so the admin endpoint is asked: it answers when the
+// configuration is loaded.
+func (r *Relay) waitServing(t testing.TB) {
+	t.Helper()
+	Eventually(t, 30*time.Second, func() error {
+		select {
+		case <-r.Exited():
+			t.Fatalf("the relay ended (%v):\n%s", r.Err(), r.Log.Tail(20))
+		default:
+		}
+		config, err := r.get("/config/")
+		if err == nil && strings.TrimSpace(config) == "null" {
+			err = fmt.Errorf("the relay has no configuration")
+		}
+		return err
 	})
 }
 
@@ -112,8 +170,10 @@ func (r *Relay) Command(args ...string) *exec.Cmd {
 		"HOME="+r.Folder,
 		"XDG_DATA_HOME="+filepath.Join(r.Folder, "data"),
 		"XDG_CONFIG_HOME="+filepath.Join(r.Folder, "config"),
-		"HOMEWARD_FOLDER="+r.Folder,
 	)
+	if r.roots != "" {
+		cmd.Env = append(cmd.Env, "SSL_CERT_FILE="+r.roots, "SSL_CERT_DIR=/nonexistent")
+	}
 	return cmd
 }
 
@@ -144,23 +204,29 @@ func (r *Relay) Reload(t testing.TB, caddyfile string) (output string, err error
 // the body.
 func (r *Relay) Admin(t testing.TB, path string) string {
 	t.Helper()
-	transport := &http.Transport{DialContext: r.namespace.Dial, DisableKeepAlives: true}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost:2019"+path, nil)
+	body, err := r.get(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	response, err := transport.RoundTrip(request)
+	return body
+}
+
+func (r *Relay) get(path string) (body string, err error) {
+	transport := &http.Transport{DialContext: r.namespace.Dial, DisableKeepAlives: true}
+	client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	response, err := client.Get("http://localhost:2019" + path)
 	if err != nil {
-		t.Fatalf("asking the relay's admin endpoint: %v", err)
+		return "", fmt.Errorf("asking the relay's admin endpoint: %w", err)
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil || response.StatusCode != http.StatusOK {
-		t.Fatalf("admin endpoint: GET %s: %s, %v\n%s", path, response.Status, err, body)
+	content, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", response.Status, content)
 	}
-	return string(body)
+	if err != nil {
+		return "", fmt.Errorf("asking the relay's admin endpoint for %s: %w", path, err)
+	}
+	return string(content), nil
 }
 
 // Goroutines is the relay's goroutines: how many, and the profile that tells
