@@ -1,0 +1,321 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxPending bounds the datagrams that wait for the upstream's socket, in
+	// number and in bytes. A dial lasts until the tunnel's handshake at the
+	// longest, and whoever speaks UDP repeats what got lost.
+	maxPending      = 32
+	maxPendingBytes = 64 << 10
+
+	// maxReadErrors is how often in a row reading from an upstream may fail
+	// for a reason that is not known to pass.
+	maxReadErrors = 100
+
+	// readErrorPause keeps such an upstream from costing a core.
+	readErrorPause = 10 * time.Millisecond
+)
+
+// FlowKey tells flows apart.
+type FlowKey struct {
+	// Listener is the network and address that the client sends to.
+	Listener string
+
+	// Client is the address that the client sends from.
+	Client string
+
+	// Upstream is whatever else makes a flow another one: the upstream's
+	// address, and how it is spoken to.
+	Upstream string
+}
+
+// FlowOptions say how a flow is relayed. Adopting a flow replaces them.
+type FlowOptions struct {
+	// Dial opens the upstream's socket, and may say something about it that
+	// FlowResult.Dialed will have. It runs in the background, and its context
+	// ends with the flow.
+	Dial func(ctx context.Context) (conn net.Conn, dialed any, err error)
+
+	// IdleTimeout ends a flow after this long without a datagram either way.
+	// It must be positive.
+	IdleTimeout time.Duration
+
+	// Header is put in front of every datagram to the upstream. It belongs to
+	// what the key stands for: adopting a flow does not change it.
+	Header []byte
+
+	// Ended is called once, when the flow has ended. If nil, nobody is told.
+	Ended func(FlowResult)
+
+	// Owner is whom Orphan means. It must be comparable.
+	Owner any
+}
+
+// FlowResult is what there is to say about a flow that has ended.
+type FlowResult struct {
+	Key FlowKey
+
+	// Sent and Received count bytes of payload as Result does, the others
+	// datagrams. Dropped ones found no room while the upstream was being
+	// dialed, or a socket that did not take them.
+	Sent, Received                            uint64
+	SentDatagrams, ReceivedDatagrams, Dropped uint64
+
+	Duration time.Duration
+	Reason   Reason
+	Err      error
+
+	// Dialed is what FlowOptions.Dial has said.
+	Dialed any
+}
+
+// Flow is the datagrams between one client address and one upstream.
+type Flow struct {
+	table   *FlowTable
+	key     FlowKey
+	header  []byte
+	started time.Time
+
+	// ctx ends with the flow.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	sent, received                            atomic.Uint64
+	sentDatagrams, receivedDatagrams, dropped atomic.Uint64
+	touched                                   atomic.Int64 // nanoseconds since started
+
+	// client takes what the upstream sends. It is swapped when the flow is
+	// adopted, and outlives the call that brought it: caddy-l4's packet
+	// connections can be written to after they have ended.
+	client atomic.Pointer[io.Writer]
+
+	// upstream is set once the dial has succeeded and pending is flushed.
+	upstream atomic.Pointer[net.Conn]
+
+	mu           sync.Mutex // taken after the table's, never before
+	options      FlowOptions
+	pending      [][]byte
+	pendingBytes int
+	timer        *time.Timer
+	dialed       any
+	reason       Reason // empty until the flow has ended
+}
+
+// Context ends with the flow.
+func (f *Flow) Context() context.Context { return f.ctx }
+
+// Reason says why the flow has ended; it is empty while the flow lives.
+func (f *Flow) Reason() Reason {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reason
+}
+
+// Send passes a datagram to the upstream, or keeps a copy until there is one.
+// It never fails and never waits for the upstream: datagrams may get lost.
+func (f *Flow) Send(datagram []byte) {
+	f.touch()
+	up := f.upstream.Load()
+	if up == nil {
+		if up = f.hold(datagram); up == nil {
+			return
+		}
+	}
+	if err := f.write(*up, datagram); ended(err) {
+		f.end(UpstreamFailed, err)
+	}
+}
+
+// hold keeps a copy of a datagram for as long as there is no upstream. It
+// returns the upstream if there is one by now.
+func (f *Flow) hold(datagram []byte) *net.Conn {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if up := f.upstream.Load(); up != nil {
+		return up
+	}
+	if f.reason != "" || len(f.pending) >= maxPending || f.pendingBytes+len(datagram) > maxPendingBytes {
+		f.dropped.Add(1)
+		return nil
+	}
+	f.pending = append(f.pending, append([]byte(nil), datagram...))
+	f.pendingBytes += len(datagram)
+	return nil
+}
+
+// write sends one datagram to the upstream. Of its errors only a closed socket
+// is for good: ECONNREFUSED, say, reports an ICMP error about an earlier
+// datagram, and the service may be back.
+func (f *Flow) write(up net.Conn, datagram []byte) error {
+	out := datagram
+	if len(f.header) > 0 {
+		buf := Datagrams.Get()
+		defer Datagrams.Put(buf)
+		if len(f.header)+len(datagram) > len(*buf) {
+			f.dropped.Add(1)
+			return nil
+		}
+		out = append(append((*buf)[:0], f.header...), datagram...)
+	}
+	if _, err := up.Write(out); err != nil {
+		f.dropped.Add(1)
+		return err
+	}
+	f.sent.Add(uint64(len(datagram)))
+	f.sentDatagrams.Add(1)
+	return nil
+}
+
+// run dials the upstream and then passes its datagrams to the client until
+// the flow ends.
+func (f *Flow) run(dial func(context.Context) (net.Conn, any, error)) {
+	up, dialed, err := dial(f.ctx)
+	f.mu.Lock()
+	f.dialed = dialed
+	f.mu.Unlock()
+	if err != nil {
+		f.end(DialFailed, err)
+		return
+	}
+	stop := context.AfterFunc(f.ctx, func() { _ = up.Close() })
+	defer func() {
+		stop()
+		_ = up.Close()
+	}()
+
+	f.mu.Lock()
+	for _, datagram := range f.pending {
+		// An error that is for good comes back at the first read.
+		_ = f.write(up, datagram)
+	}
+	f.pending, f.pendingBytes = nil, 0
+	f.upstream.Store(&up)
+	f.mu.Unlock()
+
+	buf := Datagrams.Get()
+	defer Datagrams.Put(buf)
+	for failures := 0; ; {
+		n, err := up.Read(*buf)
+		if err != nil {
+			if f.ctx.Err() != nil {
+				return
+			}
+			if passes(err) {
+				continue
+			}
+			if failures++; ended(err) || failures >= maxReadErrors {
+				f.end(upstreamSide.failed, err)
+				return
+			}
+			select {
+			case <-f.ctx.Done():
+				return
+			case <-time.After(readErrorPause):
+			}
+			continue
+		}
+		failures = 0
+		if _, err := (*f.client.Load()).Write((*buf)[:n]); err != nil {
+			// The listener may have been closed by a reload; the client's next
+			// datagram brings another writer.
+			f.dropped.Add(1)
+			continue
+		}
+		f.received.Add(uint64(n))
+		f.receivedDatagrams.Add(1)
+		f.touch()
+	}
+}
+
+// passes reports whether a socket error tells of one datagram's fate (an ICMP
+// error), not of the socket's.
+func passes(err error) bool {
+	for _, passing := range []syscall.Errno{syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EMSGSIZE} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
+}
+
+// adopt makes client and options the flow's, and reports whether the flow is
+// still alive to have them.
+func (f *Flow) adopt(client io.Writer, options FlowOptions) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.reason != "" {
+		return false
+	}
+	f.options = options
+	f.client.Store(&client)
+	f.touch()
+	f.timer.Reset(options.IdleTimeout)
+	return true
+}
+
+func (f *Flow) touch() { f.touched.Store(int64(time.Since(f.started))) }
+
+// quiet is how long nothing has moved.
+func (f *Flow) quiet() time.Duration {
+	return time.Since(f.started) - time.Duration(f.touched.Load())
+}
+
+// checkIdle runs when the idle timeout may be over.
+func (f *Flow) checkIdle() {
+	f.mu.Lock()
+	if f.reason != "" {
+		f.mu.Unlock()
+		return
+	}
+	if left := f.options.IdleTimeout - f.quiet(); left > 0 {
+		f.timer.Reset(left)
+		f.mu.Unlock()
+		return
+	}
+	f.mu.Unlock()
+	f.end(IdleTimeout, nil)
+}
+
+// end takes the flow out of the table and closes its socket. Only the first
+// call counts. Neither the table's lock nor the flow's may be held.
+func (f *Flow) end(reason Reason, err error) {
+	f.mu.Lock()
+	if f.reason != "" {
+		f.mu.Unlock()
+		return
+	}
+	f.reason = reason
+	f.timer.Stop()
+	f.dropped.Add(uint64(len(f.pending)))
+	f.pending, f.pendingBytes = nil, 0
+	told, dialed := f.options.Ended, f.dialed
+	f.mu.Unlock()
+
+	f.table.remove(f)
+	// Last, because the table counts a flow as running until then.
+	defer f.cancel()
+	if told != nil {
+		told(FlowResult{
+			Key:               f.key,
+			Sent:              f.sent.Load(),
+			Received:          f.received.Load(),
+			SentDatagrams:     f.sentDatagrams.Load(),
+			ReceivedDatagrams: f.receivedDatagrams.Load(),
+			Dropped:           f.dropped.Load(),
+			Duration:          time.Since(f.started),
+			Reason:            reason,
+			Err:               err,
+			Dialed:            dialed,
+		})
+	}
+}

@@ -1,0 +1,213 @@
+package relay
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Stream relays one TCP connection. What one side sends goes to the other in
+// order; FIN goes through as FIN and by half, everything else ends in RST on
+// both sides, so that a cut transfer never looks like a complete one.
+type Stream struct {
+	client, upstream Conn
+	idle             time.Duration
+
+	sent, received atomic.Uint64
+
+	// touched is when the last byte moved, in nanoseconds since started. It
+	// is only kept when there is an idle timeout.
+	touched atomic.Int64
+	started time.Time
+	timer   *time.Timer
+
+	mu     sync.Mutex
+	reason Reason // set once
+	err    error
+	over   bool // no half may touch the connections' fate any more
+	whole  bool // a side was closed as a whole, for want of a half-close
+}
+
+// NewStream prepares to relay between client and upstream, which it owns from
+// now on. It ends after idle without a byte either way; 0 means never.
+func NewStream(client, upstream Conn, idle time.Duration) *Stream {
+	return &Stream{client: client, upstream: upstream, idle: idle, started: time.Now()}
+}
+
+// Run relays until both directions have ended and both sides are closed.
+// Nothing of the Stream runs any more when it returns.
+func (s *Stream) Run() Result {
+	if s.idle > 0 {
+		// The lock is for the timer's first run, which may come before
+		// AfterFunc has returned.
+		s.mu.Lock()
+		s.timer = time.AfterFunc(s.idle, s.checkIdle)
+		s.mu.Unlock()
+	}
+
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.half(s.client, s.upstream, upstreamSide, clientSide, &s.received)
+	}()
+	s.half(s.upstream, s.client, clientSide, upstreamSide, &s.sent)
+	<-done
+
+	s.mu.Lock()
+	s.over = true
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	result := Result{Reason: s.reason, Err: s.err}
+	s.mu.Unlock()
+
+	// Both have had their FIN or their RST by now.
+	_ = s.client.Close()
+	_ = s.upstream.Close()
+
+	result.Sent, result.Received = s.Counts()
+	result.Duration = time.Since(s.started)
+	return result
+}
+
+// Counts returns the bytes relayed so far, from the client and to it.
+func (s *Stream) Counts() (sent, received uint64) { return s.sent.Load(), s.received.Load() }
+
+// Abort resets both sides. Run returns soon afterwards with this reason,
+// unless there was another one before.
+func (s *Stream) Abort(reason Reason) { s.fail(reason, nil) }
+
+// half copies from src to dst until src ends, and passes the end on.
+//
+// This is where a splice loop belongs once both ends are kernel sockets: it
+// takes the place of pump for a pair of *net.TCPConns, with pipes from a
+// bounded pool that are held only while bytes are in them. (io.Copy splices
+// too, but holds a 1 MiB pipe per idle direction and so uses up the user's
+// pipe quota at some 32 connections.)
+func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
+	readErr, writeErr := s.pump(dst, src, count)
+	switch {
+	case writeErr != nil:
+		s.fail(to.reason(writeErr), writeErr)
+	case readErr != nil:
+		s.fail(from.reason(readErr), readErr)
+	default:
+		s.finish(dst, from, to)
+	}
+}
+
+// pump copies until src ends, which is no error, or one of them fails.
+func (s *Stream) pump(dst, src Conn, count *atomic.Uint64) (readErr, writeErr error) {
+	small := smallBuffers.Get()
+	defer smallBuffers.Put(small)
+	var large *[]byte
+	defer func() {
+		if large != nil {
+			largeBuffers.Put(large)
+		}
+	}()
+
+	for {
+		buf := *small
+		if large != nil {
+			buf = *large
+		}
+		n, err := src.Read(buf)
+		if n > 0 {
+			s.touch()
+			w, werr := dst.Write(buf[:n])
+			if w > 0 {
+				count.Add(uint64(w))
+				s.touch()
+			}
+			if werr == nil && w < n {
+				werr = io.ErrShortWrite
+			}
+			if werr != nil {
+				return nil, werr
+			}
+		}
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return err, nil
+		}
+		switch {
+		case large == nil && n == smallBuffer:
+			large = largeBuffers.Get()
+		case large != nil && n < smallBuffer:
+			largeBuffers.Put(large)
+			large = nil
+		}
+	}
+}
+
+// finish passes an orderly end on to dst.
+func (s *Stream) finish(dst Conn, from, to side) {
+	s.mu.Lock()
+	if s.reason == "" {
+		s.reason = from.closed
+	}
+	s.mu.Unlock()
+
+	err := dst.CloseWrite()
+	if errors.Is(err, errors.ErrUnsupported) {
+		s.mu.Lock()
+		s.whole = true
+		s.mu.Unlock()
+		err = dst.Close()
+	}
+	if err != nil {
+		s.fail(to.reason(err), err)
+	}
+}
+
+// fail ends the Stream with RST on both sides.
+func (s *Stream) fail(reason Reason, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return
+	}
+	if s.whole && ended(err) {
+		// The other half read from the side that finish has closed.
+		return
+	}
+	s.over = true
+	// An end that began orderly and then failed has failed: the sides must
+	// not both believe that all went well.
+	s.reason, s.err = reason, err
+	s.reset()
+}
+
+// reset closes both sides with RST.
+func (s *Stream) reset() {
+	for _, c := range []Conn{s.client, s.upstream} {
+		// Where this is impossible the connection has ended already.
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	}
+}
+
+func (s *Stream) touch() {
+	if s.idle > 0 {
+		s.touched.Store(int64(time.Since(s.started)))
+	}
+}
+
+// checkIdle runs when the idle timeout may be over.
+func (s *Stream) checkIdle() {
+	left := s.idle - (time.Since(s.started) - time.Duration(s.touched.Load()))
+	if left <= 0 {
+		s.fail(IdleTimeout, nil)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.over {
+		s.timer.Reset(left)
+	}
+}
