@@ -1,0 +1,218 @@
+// Package l4wireguard is the layer-4 handler that sends connections and
+// datagrams to upstreams inside a WireGuard tunnel, without an interface, a
+// route or any privilege on this host.
+package l4wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/mholt/caddy-l4/layer4"
+	"go.uber.org/zap"
+
+	"github.com/homeward-relay/homeward/modules/internal/relay"
+	"github.com/homeward-relay/homeward/modules/wireguard"
+)
+
+func init() { caddy.RegisterModule(new(Handler)) }
+
+const (
+	defaultDialTimeout = 5 * time.Second
+
+	// defaultIdleUDP is what RFC 4787, section 4.3 asks of a NAT as the least.
+	defaultIdleUDP = 2 * time.Minute
+
+	// endTimeout is how long Cleanup waits at the end of the process for the
+	// last connections to be reset.
+	endTimeout = 2 * time.Second
+)
+
+// Handler relays connections to upstreams inside a tunnel. It is terminal: no
+// handler after it sees the connection.
+//
+// TCP connections are relayed with FIN as FIN, by half where a side closes by
+// half, and with RST for everything else; a client whose upstream cannot be
+// reached gets RST. UDP clients get a flow each, which ends after an idle
+// timeout and which a configuration reload does not interrupt.
+//
+// Each connection and each flow writes one line to the log
+// `layer4.handlers.wireguard.connection` when it ends.
+type Handler struct {
+	// Upstreams are the addresses to relay to, in order of preference: the
+	// first that answers gets the connection. Each is a `host:port`; the host
+	// is the name of a peer, an IP address, or a name that the tunnel's
+	// resolvers know. With a network in front, as in `udp/home:53`, an upstream
+	// serves only clients of that network. A port range, as in
+	// `home:7000-7010`, has the size of the listener's and maps by offset.
+	// Placeholders are allowed and are evaluated for each connection.
+	Upstreams []string `json:"upstreams,omitempty"`
+
+	// Tunnel names the tunnel to go through. It is only needed where several
+	// tunnels have peers with the upstream's address; by default the tunnel
+	// follows from the address.
+	Tunnel string `json:"tunnel,omitempty"`
+
+	// ProxyProtocol, `v1` or `v2`, puts a PROXY protocol header with the
+	// client's address before what the client sends: once for a TCP connection,
+	// before every datagram for UDP, which needs `v2`. By default there is none.
+	ProxyProtocol string `json:"proxy_protocol,omitempty"`
+
+	// DialTimeout bounds the dial of each upstream, the wait for the tunnel's
+	// handshake included. Default: 5s.
+	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"`
+
+	// IdleTimeout ends a connection after this long without a byte either way.
+	// Default: none for TCP, 2m for UDP.
+	IdleTimeout caddy.Duration `json:"idle_timeout,omitempty"`
+
+	app          dialer
+	upstreams    []upstream
+	listeners    []caddy.NetworkAddress
+	proxyVersion byte
+
+	logger      *zap.Logger
+	connections *zap.Logger
+	lines       limiter
+
+	// dialing ends when the process does: a reload lets dials go on.
+	dialing     context.Context
+	stopDialing context.CancelFunc
+
+	// running ends in Cleanup, when the servers that call this handler have
+	// been stopped.
+	running context.Context
+	stop    context.CancelFunc
+}
+
+// dialer is what the handler needs of the wireguard app.
+type dialer interface {
+	Dial(ctx context.Context, network, address string, options wireguard.DialOptions) (net.Conn, wireguard.Route, error)
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "layer4.handlers.wireguard",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision sets up the handler. It opens no socket.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	app, err := wireguard.FromContext(ctx)
+	if err != nil {
+		return err
+	}
+	h.app = app
+	h.logger = ctx.Logger(h)
+	h.connections = h.logger.Named("connection")
+	h.dialing, h.stopDialing = context.WithCancel(context.Background())
+	h.running, h.stop = context.WithCancel(context.Background())
+
+	repl := caddy.NewReplacer()
+	h.Tunnel = repl.ReplaceKnown(h.Tunnel, "")
+	if h.listeners, err = listeners(ctx); err != nil {
+		return err
+	}
+	if h.proxyVersion, err = proxyVersion(repl.ReplaceKnown(h.ProxyProtocol, "")); err != nil {
+		return err
+	}
+	for _, configured := range h.Upstreams {
+		u, err := h.provisionUpstream(app, repl, configured)
+		if err != nil {
+			return wireguard.AtOrigin(originKey(configured), err)
+		}
+		h.upstreams = append(h.upstreams, u)
+	}
+	return nil
+}
+
+// provisionUpstream parses and checks one upstream as far as that can be done
+// without a connection.
+func (h *Handler) provisionUpstream(app *wireguard.App, repl *caddy.Replacer, configured string) (upstream, error) {
+	u, err := parseUpstream(repl.ReplaceKnown(configured, ""))
+	if err != nil {
+		return upstream{}, err
+	}
+	if u.dynamic {
+		return u, nil
+	}
+	if err := u.checkRange(h.listeners); err != nil {
+		return upstream{}, err
+	}
+	if u.network == "udp" && h.proxyVersion == 1 {
+		return upstream{}, errProxyV1
+	}
+	if err := app.Check(u.host, h.Tunnel); err != nil {
+		return upstream{}, fmt.Errorf("upstream %s: %w", configured, err)
+	}
+	return u, nil
+}
+
+// Validate checks what Provision has not.
+func (h *Handler) Validate() error {
+	if len(h.Upstreams) == 0 {
+		return errors.New("no upstreams: give the handler at least one address, such as home:22")
+	}
+	if h.DialTimeout < 0 {
+		return errors.New("dial_timeout is negative: give a positive duration, or leave it out for 5s")
+	}
+	if h.IdleTimeout < 0 {
+		return errors.New("idle_timeout is negative: give a positive duration, or leave it out for the default")
+	}
+	return nil
+}
+
+// Handle relays a connection until it ends, or the datagrams of a client for
+// as long as the server has any.
+func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
+	if isDatagram(cx) {
+		return h.handleDatagrams(cx)
+	}
+	return h.handleStream(cx)
+}
+
+// Cleanup is called after a reload, which live connections survive, and at the
+// end of the process, which they do not.
+func (h *Handler) Cleanup() error {
+	if h.stop == nil {
+		return nil
+	}
+	h.stop()
+	relay.Flows.Orphan(h)
+	if !caddy.Exiting() {
+		return nil
+	}
+
+	// A drain within Caddy's grace period belongs before this. It must be over
+	// before the tunnels go, which only the wireguard app's Stop is: Cleanups
+	// run in no order.
+	h.stopDialing()
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	if err := relay.End(ctx, relay.Shutdown); err != nil {
+		h.logger.Warn("ending connections", zap.Error(err))
+	}
+	return nil
+}
+
+func (h *Handler) dialTimeout() time.Duration {
+	if h.DialTimeout > 0 {
+		return time.Duration(h.DialTimeout)
+	}
+	return defaultDialTimeout
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner     = (*Handler)(nil)
+	_ caddy.Validator       = (*Handler)(nil)
+	_ caddy.CleanerUpper    = (*Handler)(nil)
+	_ caddyfile.Unmarshaler = (*Handler)(nil)
+	_ layer4.NextHandler    = (*Handler)(nil)
+)

@@ -1,0 +1,187 @@
+package l4wireguard
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/homeward-relay/homeward/modules/internal/relay"
+)
+
+const (
+	// cutDatagram is the size of caddy-l4's receive buffers. A datagram that
+	// fills one may have been longer, and nothing tells.
+	cutDatagram = 9000
+
+	// drainTimeout bounds the wait for the server to let go of a connection
+	// that we have closed.
+	drainTimeout = time.Second
+
+	// closePatience is how long the server may take to hear of a close before
+	// it has to be freed by reading.
+	closePatience = 50 * time.Millisecond
+)
+
+// past is a deadline that is over. caddy-l4 keeps deadlines as Unix seconds.
+var past = time.Unix(1, 0)
+
+// errCut means that a datagram was dropped because it may be incomplete.
+var errCut = errors.New("datagram of 9000 bytes or more")
+
+// packets reads the datagrams of one client of a caddy-l4 packet server.
+//
+// The server hands them over through a channel of 5, and its only loop waits
+// when that is full: a handler that does not read stops the service of all
+// clients. Its Read is no help, since it reports an empty datagram as EOF,
+// ends after the server's own idle timeout, and once the server has been
+// stopped by a reload never returns. WaitForMore has none of this, so it does
+// the waiting here; Read, under a deadline that is long over, only fetches
+// what has come.
+type packets struct {
+	cx *layer4.Connection
+
+	// direct says that cx is the packet connection itself. With a handler in
+	// between that wraps it, as proxy_protocol does, there is only Read.
+	direct bool
+
+	// spent says that what the matchers have prefetched has been returned.
+	spent bool
+
+	// armed says that the connection has the deadline that is over.
+	armed bool
+
+	// closed says that the server has let go of the connection.
+	closed bool
+}
+
+func newPackets(cx *layer4.Connection) *packets {
+	_, direct := cx.Conn.(net.PacketConn)
+	return &packets{cx: cx, direct: direct}
+}
+
+// next returns the next datagram, whose size may be 0. It returns io.EOF when
+// the server has let go of the connection, errCut for a datagram that must not
+// be forwarded, or ctx's error.
+func (p *packets) next(ctx context.Context, buf []byte) (int, error) {
+	n, err := p.any(ctx, buf)
+	if err == nil && n >= cutDatagram {
+		return 0, errCut
+	}
+	return n, err
+}
+
+func (p *packets) any(ctx context.Context, buf []byte) (int, error) {
+	if !p.spent {
+		if len(p.cx.MatchingBytes()) > 0 {
+			return p.prefetched(buf)
+		}
+		p.spent = true
+	}
+	if !p.direct {
+		return p.read(ctx, buf)
+	}
+	if err := p.cx.WaitForMore(ctx); err != nil {
+		return 0, err
+	}
+	return p.fetch(buf)
+}
+
+// fetch reads the datagram that WaitForMore has seen.
+func (p *packets) fetch(buf []byte) (int, error) {
+	if !p.armed {
+		if err := p.cx.SetReadDeadline(past); err != nil {
+			return 0, err
+		}
+		p.armed = true
+	}
+	n, err := p.cx.Conn.Read(buf)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		p.closed = true
+		return 0, io.EOF
+	case errors.Is(err, io.EOF):
+		return 0, nil
+	}
+	return n, err
+}
+
+// prefetched returns a datagram that the matchers have read.
+func (p *packets) prefetched(buf []byte) (int, error) {
+	n, err := p.cx.Read(buf)
+	if n > 0 || err != nil || !p.direct {
+		return n, err
+	}
+
+	// The matchers were content with the first part of a datagram. caddy-l4
+	// knows no frame for it and would read nothing for ever; the rest is still
+	// in the packet connection, which from now on is all there is to read.
+	p.spent = true
+	n = copy(buf, p.cx.MatchingBytes())
+	rest, err := p.fetch(buf[n:])
+	return n + rest, err
+}
+
+// read is next for a wrapped connection.
+func (p *packets) read(ctx context.Context, buf []byte) (int, error) {
+	stop := context.AfterFunc(ctx, func() { _ = p.cx.SetReadDeadline(past) })
+	defer stop()
+	n, err := p.cx.Read(buf)
+	if ctx.Err() != nil && n == 0 {
+		return 0, ctx.Err()
+	}
+	return n, err
+}
+
+// finish closes the connection and lets the server let go of it. Whatever
+// comes until then is thrown away, for hold at least.
+func (p *packets) finish(ctx context.Context, hold time.Duration) {
+	inner := p.cx
+	for range maxWrappers {
+		next, deeper := unwrapTo[*layer4.Connection](inner.Conn)
+		if !deeper {
+			break
+		}
+		inner = next
+	}
+	if _, packet := inner.Conn.(net.PacketConn); !packet {
+		return
+	}
+	direct := &packets{cx: inner, direct: true, closed: p.closed}
+
+	direct.drain(ctx, hold)
+	if direct.closed || ctx.Err() != nil {
+		// Either nobody would hear of the close, or nobody is left to: a
+		// stopped server's channel is never read again.
+		return
+	}
+
+	// Close tells the server through a channel of 10. If that is full the
+	// server may be the one that waits, for us to read: so reading goes on,
+	// even though Close has not returned.
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = inner.Conn.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closePatience):
+	}
+	direct.drain(ctx, drainTimeout)
+}
+
+// drain throws away what comes within the given time.
+func (p *packets) drain(ctx context.Context, within time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	buf := relay.Datagrams.Get()
+	defer relay.Datagrams.Put(buf)
+	for !p.closed && p.cx.WaitForMore(ctx) == nil {
+		_, _ = p.fetch(*buf)
+	}
+}

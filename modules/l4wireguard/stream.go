@@ -1,0 +1,93 @@
+package l4wireguard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/mholt/caddy-l4/layer4"
+
+	"github.com/homeward-relay/homeward/modules/internal/relay"
+	"github.com/homeward-relay/homeward/modules/wireguard"
+)
+
+// homeKeepAlive finds out that a home has vanished from under an idle
+// connection, whose client then gets RST. It is patient, about ten minutes, so
+// that connections live through what a tunnel lives through: a router's
+// reboot, a forced reconnect.
+var homeKeepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: time.Minute, Count: 10}
+
+// handleStream relays a TCP connection. It returns no error, which the server
+// would log a second time.
+func (h *Handler) handleStream(cx *layer4.Connection) error {
+	down := &client{Connection: cx}
+	line := h.line("tcp", cx)
+
+	addresses, err := h.addresses(cx, "tcp")
+	if err != nil {
+		down.refuse()
+		line.refused(err)
+		return nil
+	}
+	up, route, address, err := h.dialFirst(cx, addresses, line)
+	if err != nil {
+		down.refuse()
+		line.unreachable(addresses, err)
+		return nil
+	}
+
+	stream := relay.NewStream(down, up, time.Duration(h.IdleTimeout))
+	line.ended(address, route, relay.Streams.Run(stream))
+	return nil
+}
+
+// dialFirst dials the upstreams in order until one answers.
+func (h *Handler) dialFirst(cx *layer4.Connection, addresses []string, line line) (relay.Conn, wireguard.Route, string, error) {
+	var errs []error
+	for i, address := range addresses {
+		up, route, err := h.dialStream(cx, address)
+		if err == nil {
+			return up, route, address, nil
+		}
+		errs = append(errs, err)
+		if h.dialing.Err() != nil {
+			break
+		}
+		if i+1 < len(addresses) {
+			line.nextUpstream(address, addresses[i+1], err)
+		}
+	}
+	return nil, wireguard.Route{}, "", errors.Join(errs...)
+}
+
+// dialStream connects to one upstream within the dial timeout and says who the
+// client is, if it is to.
+func (h *Handler) dialStream(cx *layer4.Connection, address string) (relay.Conn, wireguard.Route, error) {
+	ctx, cancel := context.WithTimeout(h.dialing, h.dialTimeout())
+	defer cancel()
+	conn, route, err := h.app.Dial(ctx, "tcp", address, wireguard.DialOptions{Tunnel: h.Tunnel, Client: clientAddr(cx)})
+	if err != nil {
+		return nil, route, err
+	}
+	up, ok := conn.(relay.Conn)
+	if !ok {
+		_ = conn.Close()
+		return nil, route, fmt.Errorf("dialing %s: a %T cannot be closed by half", address, conn)
+	}
+	if kept, ok := conn.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok {
+		// Without keepalive the connection works as well.
+		_ = kept.SetKeepAliveConfig(homeKeepAlive)
+	}
+	if h.proxyVersion != 0 {
+		if err := writeProxyHeader(ctx, up, h.proxyVersion, cx); err != nil {
+			_ = up.SetLinger(0)
+			_ = up.Close()
+			return nil, route, fmt.Errorf("dialing %s: %w", address, err)
+		}
+	}
+	return up, route, nil
+}
