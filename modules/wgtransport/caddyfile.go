@@ -1,0 +1,122 @@
+package wgtransport
+
+import (
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
+//
+//	transport wireguard [<tunnel>] {
+//	    # HTTP
+//	    versions                <1.1|2|h2c|3...>         # default 1.1 2
+//	    compression             off                      # default: on
+//	    max_response_header     <size>                   # default 10MiB
+//	    read_buffer             <size>                   # default 4KiB
+//	    write_buffer            <size>                   # default 4KiB
+//
+//	    # time
+//	    dial_timeout            <duration>               # default 3s
+//	    response_header_timeout <duration>               # default: none
+//	    expect_continue_timeout <duration>               # default: none
+//	    read_timeout            <duration>               # default: none
+//	    write_timeout           <duration>               # default: none
+//
+//	    # connections
+//	    keepalive               off|<duration>           # default 2m
+//	    keepalive_interval      <duration>               # default 30s
+//	    keepalive_idle_conns    <number>                 # default: no limit
+//	    keepalive_idle_conns_per_host <number>           # default 32
+//	    max_conns_per_host      <number>                 # default: no limit
+//	    proxy_protocol          v1|v2                    # default: none
+//
+//	    # TLS, which https:// before an upstream turns on too
+//	    tls
+//	    tls_server_name         <name>                   # default: see Transport
+//	    tls_trust_pool          <module> ...
+//	    tls_trusted_ca_certs    <pem_files...>           # deprecated
+//	    tls_client_auth         <automate_name> | <cert_file> <key_file>
+//	    tls_insecure_skip_verify
+//	    tls_timeout             <duration>               # default 10s
+//	    tls_curves              <curves...>
+//	    tls_renegotiation       never|once|freely        # default never
+//	    tls_except_ports        <ports...>
+//	}
+//
+// The options are those of `transport http`. Its others, forward_proxy_url,
+// network_proxy, resolvers, local_address and dial_fallback_delay, are errors.
+func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the transport's name
+	place := placeOf(d)
+	if d.NextArg() {
+		t.Tunnel = d.Val()
+		d.Delete() // the embedded transport knows no argument
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+	}
+
+	given := make(map[string]*caddyfile.Dispenser)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		name := d.Val()
+		segment := d.NewFromNextSegment()
+		segment.Next()
+		given[name] = segment
+		for _, o := range refusedOptions {
+			if o.caddyfile == name {
+				return segment.WrapErr(o.refusal(name))
+			}
+		}
+		if err := checkArguments(name, segment); err != nil {
+			return err
+		}
+	}
+
+	d.Reset()
+	if err := t.HTTPTransport.UnmarshalCaddyfile(d); err != nil {
+		return err
+	}
+
+	if segment := given["versions"]; segment != nil {
+		if err := checkVersions(t.Versions); err != nil {
+			return segment.WrapErr(err)
+		}
+	}
+	if t.http3() {
+		for _, o := range refusedWithHTTP3 {
+			if segment := given[o.caddyfile]; segment != nil && o.isSet(t) {
+				return segment.WrapErr(o.refusalWithHTTP3(o.caddyfile))
+			}
+		}
+	}
+	if err := t.checkNumbers(); err != nil {
+		return d.WrapErr(err)
+	}
+	t.note(place)
+	return nil
+}
+
+// checkArguments finds the arguments that the embedded transport would
+// misread: it takes a second argument for the next option, and what follows
+// `compression` for nothing at all.
+func checkArguments(name string, segment *caddyfile.Dispenser) error {
+	arguments := segment.RemainingArgs()
+	segment.Reset()
+	segment.Next()
+	switch name {
+	case "versions", "tls_curves", "tls_except_ports", "tls_trusted_ca_certs", "tls_trust_pool", "tls_client_auth":
+		return nil
+	case "compression":
+		if len(arguments) != 1 || arguments[0] != "off" && arguments[0] != "on" {
+			return segment.Err("compression is on or off; it is on if nothing is said")
+		}
+	case "tls", "tls_insecure_skip_verify":
+		if len(arguments) > 0 {
+			return segment.Errf("%s takes no argument", name)
+		}
+	default:
+		if len(arguments) > 1 {
+			return segment.Errf("%s takes one argument, not %d", name, len(arguments))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,139 @@
+package wgtransport
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/homeward-relay/homeward/modules/wireguard"
+)
+
+// keepAliveProbes is how many unanswered probes end a TCP connection.
+const keepAliveProbes = 3
+
+// dial connects to the upstream of ctx's attempt through its tunnel, and has
+// said what the PROXY protocol says when it returns.
+func (t *Transport) dial(ctx context.Context) (net.Conn, error) {
+	a, err := attemptIn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(t.DialTimeout))
+	defer cancel()
+	conn, route, err := t.tunnels.Dial(ctx, "tcp", a.address, t.dialOptions(a))
+	if err != nil {
+		return nil, reverseproxy.NewDialError(err)
+	}
+	if err := t.prepare(conn, a); err != nil {
+		_ = conn.Close()
+		return nil, reverseproxy.NewDialError(fmt.Errorf("dialing %s: %w", a.address, err))
+	}
+	if entry := t.logger.Check(zapcore.DebugLevel, "dialed upstream"); entry != nil {
+		entry.Write(
+			zap.String("upstream", a.address),
+			zap.String("tunnel", route.Tunnel),
+			zap.String("peer", route.Peer),
+			zap.Stringer("address", route.Address),
+		)
+	}
+	if t.ReadTimeout > 0 || t.WriteTimeout > 0 {
+		conn = &timeoutConn{Conn: conn, read: time.Duration(t.ReadTimeout), write: time.Duration(t.WriteTimeout)}
+	}
+	return conn, nil
+}
+
+func (t *Transport) dialOptions(a *attempt) wireguard.DialOptions {
+	return wireguard.DialOptions{Tunnel: t.Tunnel, Client: a.client}
+}
+
+func (t *Transport) prepare(conn net.Conn, a *attempt) error {
+	if c, ok := conn.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok {
+		interval := time.Duration(t.KeepAlive.ProbeInterval)
+		config := net.KeepAliveConfig{Enable: interval > 0, Idle: interval, Interval: interval, Count: keepAliveProbes}
+		if t.http3() && interval == 0 { // an upgraded connection beside HTTP/3
+			config = net.KeepAliveConfig{Enable: true, Idle: defaultProbeInterval, Interval: defaultProbeInterval, Count: keepAliveProbes}
+		}
+		if err := c.SetKeepAliveConfig(config); err != nil {
+			return fmt.Errorf("setting keep-alive: %w", err)
+		}
+	}
+	if t.ProxyProtocol != "" {
+		if err := writeProxyHeader(conn, t.ProxyProtocol, a.client, a.reached); err != nil {
+			return fmt.Errorf("sending the PROXY protocol header: %w", err)
+		}
+	}
+	return nil
+}
+
+// dialTLS connects to the upstream of ctx's attempt and verifies its
+// certificate.
+func (t *Transport) dialTLS(ctx context.Context, config *tls.Config) (net.Conn, error) {
+	conn, err := t.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	secure := tls.Client(conn, config)
+	handshake, cancel := context.WithTimeout(ctx, time.Duration(t.TLS.HandshakeTimeout))
+	defer cancel()
+	if err := secure.HandshakeContext(handshake); err != nil {
+		_ = conn.Close()
+		a, _ := attemptIn(ctx)
+		return nil, reverseproxy.NewDialError(handshakeError(a, err))
+	}
+	return secure, nil
+}
+
+// handshakeError says which name was asked for when a TLS handshake failed, and
+// what can be done about the usual mistakes.
+func handshakeError(a *attempt, err error) error {
+	var remedy string
+	var name x509.HostnameError
+	var authority x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &name) && a.serverName == a.host:
+		remedy = "; set tls_server_name to a name that it is valid for, or, for an active health check, `health_headers { Host <name> }`"
+	case errors.As(err, &name):
+		remedy = "; the upstream needs a certificate for that name, or set tls_server_name to one that it has"
+	case errors.As(err, &authority):
+		remedy = "; if that is right, trust its issuer with tls_trust_pool"
+	case errors.Is(err, context.DeadlineExceeded):
+		remedy = "; the upstream accepted the connection but said nothing"
+	default:
+		return fmt.Errorf("making a TLS connection with %s for %q: %w", a.address, a.serverName, err)
+	}
+	return fmt.Errorf("making a TLS connection with %s for %q: %w%s", a.address, a.serverName, err, remedy)
+}
+
+// timeoutConn ends a connection on which one read or one write takes too long.
+type timeoutConn struct {
+	net.Conn
+	read, write time.Duration // 0 for no limit
+}
+
+func (c *timeoutConn) Read(p []byte) (int, error) {
+	if c.read > 0 {
+		if err := c.SetReadDeadline(time.Now().Add(c.read)); err != nil {
+			return 0, err
+		}
+	}
+	return c.Conn.Read(p)
+}
+
+func (c *timeoutConn) Write(p []byte) (int, error) {
+	if c.write > 0 {
+		if err := c.SetWriteDeadline(time.Now().Add(c.write)); err != nil {
+			return 0, err
+		}
+	}
+	return c.Conn.Write(p)
+}

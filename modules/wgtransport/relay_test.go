@@ -1,0 +1,186 @@
+package wgtransport
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+)
+
+// relay is a Caddy in this process with one site that any host gets to.
+type relay struct {
+	address string // of the site
+	log     string // path of the log
+	name    string // of the transport module
+	globals string // Caddyfile lines for the global options
+}
+
+// freePort is a port of loopback that was free a moment ago.
+func freePort(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return portOf(listener)
+}
+
+// newRelay is a relay over a fresh loopback.
+func newRelay(t *testing.T) (*relay, *loopback) {
+	t.Helper()
+	tunneled = new(loopback)
+	trapped := proxyTrap.hits.Load()
+	t.Cleanup(func() {
+		if hits := proxyTrap.hits.Load() - trapped; hits != 0 {
+			t.Errorf("the environment's proxy was used %d times", hits)
+		}
+	})
+	return prepareRelay(t, "wireguard_loopback", ""), tunneled
+}
+
+func prepareRelay(t *testing.T, name, globals string) *relay {
+	t.Helper()
+	t.Cleanup(func() { _ = caddy.Stop() })
+	return &relay{
+		address: "127.0.0.1:" + freePort(t),
+		log:     filepath.Join(t.TempDir(), "log.json"),
+		name:    name,
+		globals: globals,
+	}
+}
+
+// load runs the site with a reverse_proxy to upstreams, whose block holds
+// proxy, and the transport's transport. It may be called again.
+func (r *relay) load(t *testing.T, upstreams, proxy, transport string) error {
+	t.Helper()
+	text := fmt.Sprintf(`{
+	admin off
+	auto_https off
+	persist_config off
+	grace_period 5s
+	log {
+		output file %s
+		format json
+		level DEBUG
+	}
+	%s
+}
+http://%s, http://:%s {
+	reverse_proxy %s {
+		%s
+		transport %s {
+			%s
+		}
+	}
+}
+`, r.log, r.globals, r.address, r.address[strings.LastIndex(r.address, ":")+1:], upstreams, proxy, r.name, transport)
+	adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
+	if err != nil {
+		return err
+	}
+	return caddy.Load(adapted, true)
+}
+
+func (r *relay) mustLoad(t *testing.T, upstreams, proxy, transport string) {
+	t.Helper()
+	if err := r.load(t, upstreams, proxy, transport); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// do sends a request for host and returns the status, what home saw if it
+// answered, and the header.
+func (r *relay) do(t *testing.T, method, host, path, body string) (int, sight, http.Header) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+r.address+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = host
+	transport := &http.Transport{DisableKeepAlives: true}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	content, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s sight
+	if resp.Header.Get("Content-Type") == "application/json" {
+		if err := json.Unmarshal(content, &s); err != nil {
+			t.Fatalf("%q: %v", content, err)
+		}
+	}
+	return resp.StatusCode, s, resp.Header
+}
+
+func (r *relay) get(t *testing.T, host, path string) (int, sight) {
+	t.Helper()
+	status, s, _ := r.do(t, http.MethodGet, host, path, "")
+	return status, s
+}
+
+// logged waits until a line of the log has all the words.
+func (r *relay) logged(t *testing.T, words ...string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("a log line with %q", words), func() bool {
+		content, err := os.ReadFile(r.log)
+		if err != nil {
+			return false
+		}
+	lines:
+		for line := range bytes.Lines(content) {
+			for _, word := range words {
+				if !bytes.Contains(line, []byte(word)) {
+					continue lines
+				}
+			}
+			return true
+		}
+		return false
+	})
+}
+
+func eventually(t *testing.T, what string, true_ func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !true_() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// send sends a request and returns the status and what home saw.
+func (r *relay) send(t *testing.T, req *http.Request) (int, sight) {
+	t.Helper()
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var s sight
+	if resp.StatusCode == http.StatusOK {
+		if err := json.NewDecoder(resp.Body).Decode(&s); err != nil && err != io.EOF {
+			t.Fatal(err)
+		}
+	}
+	return resp.StatusCode, s
+}

@@ -1,0 +1,112 @@
+package wgtransport
+
+import (
+	"encoding/hex"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// RoundTrip sends req to the upstream that reverse_proxy has chosen for it. An
+// error that came before anything of the request was sent is a
+// reverseproxy.DialError, after which a request of any method may be retried.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	a, host, err := t.newAttempt(req)
+	if err != nil {
+		closeBody(req)
+		return nil, reverseproxy.NewDialError(err)
+	}
+
+	out := req.WithContext(a.in(req.Context()))
+	out.Host = host
+	out.URL = new(url.URL)
+	*out.URL = *req.URL
+	out.URL.Scheme = "http"
+	if a.secure {
+		out.URL.Scheme = "https"
+	}
+	out.URL.Host = t.connectionKey(a)
+
+	pool := t.pools.acquire(poolKey{a.secure, a.serverName})
+	resp, err := pool.roundTrip(out)
+	if err != nil {
+		t.pools.release(pool)
+		return nil, err
+	}
+	resp.Request = req
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		// The connection has left the pool, and its body must stay an
+		// io.ReadWriteCloser.
+		t.pools.release(pool)
+		return resp, nil
+	}
+	resp.Body = &releasingBody{ReadCloser: resp.Body, release: func() { t.pools.release(pool) }}
+	return resp, nil
+}
+
+// connectionKey is what a connection that serves a must have been made for,
+// besides the server's name, in the form of a URL's host: HTTP transports use
+// it to find a pooled connection. The address to dial is not taken from it.
+// With the PROXY protocol, a connection belongs to one client.
+func (t *Transport) connectionKey(a *attempt) string {
+	if t.ProxyProtocol == "" {
+		return a.address
+	}
+	client := "local"
+	if a.client.IsValid() {
+		client = hex.EncodeToString(a.client.AsSlice())
+	}
+	_, port, err := net.SplitHostPort(a.address)
+	if err != nil {
+		port = "0"
+	}
+	return net.JoinHostPort(client+"."+hex.EncodeToString([]byte(a.address)), port)
+}
+
+// upgrades says whether req wants to leave HTTP, which only HTTP/1.1 can.
+func upgrades(req *http.Request) bool {
+	if req.Header.Get("Upgrade") == "" {
+		return false
+	}
+	for _, value := range req.Header.Values("Connection") {
+		for token := range strings.SplitSeq(value, ",") {
+			if strings.EqualFold(strings.TrimSpace(token), "upgrade") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		_ = req.Body.Close()
+	}
+}
+
+// releasingBody gives back the pool of its connection when it has been read or
+// is closed.
+type releasingBody struct {
+	io.ReadCloser
+	once    sync.Once
+	release func()
+}
+
+func (b *releasingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.once.Do(b.release)
+	}
+	return n, err
+}
+
+func (b *releasingBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.once.Do(b.release)
+	return err
+}
