@@ -135,10 +135,10 @@ Ctrl-C ends both processes and removes their files.
 	case <-ctx.Done():
 		fmt.Fprintln(d.out, "\nStopping.")
 		return nil
-	case err := <-relay.ended:
-		return fmt.Errorf("the relay ended: %w\n%s", err, relay.output())
-	case err := <-home.ended:
-		return fmt.Errorf("the home ended: %w\n%s", err, home.output())
+	case <-relay.ended:
+		return fmt.Errorf("the relay ended:\n%s", relay.output())
+	case <-home.ended:
+		return fmt.Errorf("the home ended:\n%s", home.output())
 	}
 }
 
@@ -189,7 +189,7 @@ func (d *demo) write() error {
 type demoProcess struct {
 	cmd   *exec.Cmd
 	log   string
-	ended chan error
+	ended chan struct{} // closed once it has ended
 }
 
 func (d *demo) start(role string) (*demoProcess, error) {
@@ -197,7 +197,7 @@ func (d *demo) start(role string) (*demoProcess, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking for this binary: %w", err)
 	}
-	p := &demoProcess{log: filepath.Join(d.Dir, role+".log"), ended: make(chan error, 1)}
+	p := &demoProcess{log: filepath.Join(d.Dir, role+".log"), ended: make(chan struct{})}
 	log, err := os.Create(p.log)
 	if err != nil {
 		return nil, fmt.Errorf("making the %s's log: %w", role, err)
@@ -210,7 +210,10 @@ func (d *demo) start(role string) (*demoProcess, error) {
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the %s: %w", role, err)
 	}
-	go func() { p.ended <- p.cmd.Wait() }()
+	go func() {
+		defer close(p.ended)
+		p.cmd.Wait() // its log says more than its exit code
+	}()
 	return p, nil
 }
 
@@ -245,31 +248,16 @@ func (d *demo) check(ctx context.Context, relay, home *demoProcess) error {
 	}
 	defer client.CloseIdleConnections()
 
-	plain := fmt.Sprintf("http://localhost:%d/", d.HTTP)
+	urls := []string{fmt.Sprintf("http://localhost:%d/", d.HTTP), fmt.Sprintf("https://localhost:%d/", d.HTTPS)}
 	begin := time.Now()
-	for deadline := begin.Add(demoStart); ; {
-		_, err := fetch(ctx, client, plain)
-		if err == nil {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case ended := <-relay.ended:
-			relay.ended <- ended // stop waits for it
-			return fmt.Errorf("the relay ended: %w\n%s", ended, relay.output())
-		case ended := <-home.ended:
-			home.ended <- ended
-			return fmt.Errorf("the home ended: %w\n%s", ended, home.output())
-		case <-time.After(50 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("no page after %s: %w\nThe relay says:\n%s\nThe home says:\n%s", demoStart, err, relay.output(), home.output())
+	for _, url := range urls {
+		if err := d.await(ctx, client, url, relay, home); err != nil {
+			return err
 		}
 	}
 	fmt.Fprintf(d.out, "Up after %d ms.\n", time.Since(begin).Milliseconds())
 
-	for _, url := range []string{plain, fmt.Sprintf("https://localhost:%d/", d.HTTPS)} {
+	for _, url := range urls {
 		begin := time.Now()
 		answer, err := fetch(ctx, client, url)
 		if err != nil {
@@ -283,6 +271,29 @@ func (d *demo) check(ctx context.Context, relay, home *demoProcess) error {
 	}
 	fmt.Fprintf(d.out, "  localhost:%-14d %d KiB sent home and back in %.1f ms\n", d.TCP, demoEcho>>10, milliseconds(begin))
 	return nil
+}
+
+// await fetches url until that works: the processes need a moment to start,
+// to shake hands and to make a certificate.
+func (d *demo) await(ctx context.Context, client *http.Client, url string, relay, home *demoProcess) error {
+	for deadline := time.Now().Add(demoStart); ; {
+		_, err := fetch(ctx, client, url)
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("no page after %s: %w\nThe relay says:\n%s\nThe home says:\n%s", demoStart, err, relay.output(), home.output())
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-relay.ended:
+			return fmt.Errorf("the relay ended:\n%s", relay.output())
+		case <-home.ended:
+			return fmt.Errorf("the home ended:\n%s", home.output())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 func milliseconds(since time.Time) float64 { return float64(time.Since(since).Microseconds()) / 1000 }

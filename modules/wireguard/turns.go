@@ -3,6 +3,7 @@ package wireguard
 import (
 	"context"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -17,6 +18,14 @@ import (
 // orderTurns outlives configurations, as orders can: a renewal that
 // certmagic's maintenance began goes on through a reload.
 var orderTurns dnsturns.Turns
+
+const (
+	// lookupTimeout is about what a resolver takes to give up on a CNAME.
+	lookupTimeout = 5 * time.Second
+
+	// unlockTimeout bounds the release of a lock in a storage that hangs.
+	unlockTimeout = 10 * time.Second
+)
 
 // subscribeTurns makes the DNS-01 orders of ctx's configuration that share a
 // DuckDNS domain's one TXT value take turns. Call it in Provision.
@@ -57,12 +66,8 @@ func (h *turnHandler) Handle(ctx context.Context, event caddy.Event) error {
 		orderTurns.End(h, identifier)
 		return nil
 	}
-	slot := challengeSlot(event.Origin(), identifier)
-	if slot == "" {
-		return nil
-	}
 	err := orderTurns.Begin(ctx, dnsturns.Order{
-		Slot:       slot,
+		Record:     challengeRecord(ctx, event.Origin(), identifier),
 		Identifier: identifier,
 		Owner:      h,
 		Storage:    h.storage,
@@ -88,44 +93,60 @@ func (h *turnHandler) orderOver(ctx context.Context, identifier string) error {
 	if err := h.storage.Lock(ctx, lock); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), unlockTimeout)
 	defer cancel()
 	return h.storage.Unlock(ctx, lock)
 }
 
-// challengeSlot is the DuckDNS domain whose TXT value an order for identifier
-// sets, "" if none. The origin of the event is the tls app, which knows
-// whether the order uses DNS-01 at all, and with which `override_domain` of
-// the challenge. (The provider's own `override_domain` it does not tell.)
-func challengeSlot(origin caddy.Module, identifier string) string {
+// challengeRecord is the name at which the CA reads the TXT value of an order
+// for identifier, "" if the order does not use DNS-01. The origin of the event
+// is the tls app, whose policies tell.
+//
+// What they do not tell is the `override_domain` of the duckdns provider,
+// which Caddy has forgotten by now. But it is of no use without a CNAME from
+// the challenge's own name to the DuckDNS domain, so that is looked up.
+func challengeRecord(ctx context.Context, origin caddy.Module, identifier string) string {
 	tls, ok := origin.(*caddytls.TLS)
 	if !ok || tls.Automation == nil {
-		return dnsturns.Slot(identifier)
+		return dnsturns.Record(identifier)
 	}
-	policy := automationPolicy(tls.Automation.Policies, identifier)
-	if policy == nil {
-		// No policy of one's own means the default challenges, without DNS.
+	challenge := dnsChallenge(tls.Automation.Policies, identifier)
+	if challenge == nil {
 		return ""
 	}
-	slot := ""
+	record := dnsturns.Record(identifier)
+	if challenge.OverrideDomain != "" {
+		record = challenge.OverrideDomain
+	}
+	if dnsturns.Slot(record) != "" {
+		return record
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	if target, err := net.DefaultResolver.LookupCNAME(ctx, record); err == nil {
+		return target
+	}
+	return record
+}
+
+// dnsChallenge is the first DNS-01 challenge that an order for identifier can
+// use, nil if none: names without a policy, or whose policy leaves the issuers
+// to Caddy, use other challenges.
+func dnsChallenge(policies []*caddytls.AutomationPolicy, identifier string) *caddytls.DNSChallengeConfig {
+	policy := automationPolicy(policies, identifier)
+	if policy == nil {
+		return nil
+	}
 	for _, issuer := range policy.Issuers {
 		acme, ok := issuer.(interface{ GetACMEIssuer() *caddytls.ACMEIssuer })
 		if !ok {
 			continue
 		}
-		challenges := acme.GetACMEIssuer().Challenges
-		if challenges == nil || challenges.DNS == nil {
-			continue
-		}
-		name := identifier
-		if challenges.DNS.OverrideDomain != "" {
-			name = challenges.DNS.OverrideDomain
-		}
-		if slot = dnsturns.Slot(name); slot != "" {
-			break
+		if challenges := acme.GetACMEIssuer().Challenges; challenges != nil && challenges.DNS != nil {
+			return challenges.DNS
 		}
 	}
-	return slot
+	return nil
 }
 
 // automationPolicy is the first policy for identifier, as the tls app has it.

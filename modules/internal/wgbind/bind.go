@@ -1,7 +1,7 @@
 // Package wgbind is the outer side of a tunnel: a conn.Bind over
 // wireguard-go's own that can open a new port beside the one in use, so that
-// a busy port is found before anything is given up, and that gives errors a
-// person can act on.
+// a busy port is found before anything is given up, that sends a handshake
+// again until it is answered, and that gives errors a person can act on.
 package wgbind
 
 import (
@@ -19,6 +19,8 @@ type Bind struct {
 	mu       sync.RWMutex // guards the fields, not the use of the binds
 	current  conn.Bind    // never nil; open or not
 	prepared *prepared    // nil unless Prepare was called and not yet used
+
+	resender resender
 }
 
 // prepared is a set of sockets that is open but not yet read from.
@@ -74,18 +76,19 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	defer b.mu.Unlock()
 	if p := b.prepared; p != nil && p.port == port {
 		b.current, b.prepared = p.bind, nil
-		return p.receives, p.port, nil
+		return b.resender.watch(p.receives), p.port, nil
 	}
 	receives, actual, err := b.current.Open(port)
 	if err != nil {
 		return nil, 0, listenError(port, err)
 	}
-	return receives, actual, nil
+	return b.resender.watch(receives), actual, nil
 }
 
 // Close implements conn.Bind. Prepared sockets stay open: wireguard-go closes
 // its bind each time before it opens the next port.
 func (b *Bind) Close() error {
+	b.resender.stop()
 	return b.bind().Close()
 }
 
@@ -96,7 +99,9 @@ func (b *Bind) SetMark(mark uint32) error {
 
 // Send implements conn.Bind.
 func (b *Bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
-	return b.bind().Send(bufs, endpoint)
+	bind := b.bind()
+	b.resender.sent(bind, bufs, endpoint)
+	return bind.Send(bufs, endpoint)
 }
 
 // ParseEndpoint implements conn.Bind.

@@ -1,0 +1,193 @@
+package wgbind
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, b *Bind, port uint16) ([]conn.ReceiveFunc, uint16) {
+	t.Helper()
+	receives, actual, err := b.Open(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return receives, actual
+}
+
+// reader is the other end of the line.
+func reader(t *testing.T) *net.UDPConn {
+	t.Helper()
+	other, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { other.Close() })
+	return other
+}
+
+func endpointOf(t *testing.T, b *Bind, other *net.UDPConn) conn.Endpoint {
+	t.Helper()
+	endpoint, err := b.ParseEndpoint(other.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return endpoint
+}
+
+func message(kind byte, size int, indexAt int, index uint32) []byte {
+	m := make([]byte, size)
+	m[0] = kind
+	binary.LittleEndian.PutUint32(m[indexAt:], index)
+	return m
+}
+
+func mustRead(t *testing.T, other *net.UDPConn) ([]byte, netip.AddrPort) {
+	t.Helper()
+	other.SetReadDeadline(time.Now().Add(30 * time.Second))
+	buf := make([]byte, 2048)
+	n, from, err := other.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buf[:n], from
+}
+
+func TestPrepareOpensBeside(t *testing.T) {
+	b := New()
+	_, first := open(t, b, 0)
+	second, err := b.Prepare(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first == second || second == 0 {
+		t.Fatalf("ports %d and %d", first, second)
+	}
+	if err := b.Close(); err != nil { // as wireguard-go does before it opens anew
+		t.Fatal(err)
+	}
+	if _, got := open(t, b, second); got != second {
+		t.Fatalf("port %d, want %d", got, second)
+	}
+	other := reader(t)
+	if err := b.Send([][]byte{[]byte("hello")}, endpointOf(t, b, other)); err != nil {
+		t.Fatal(err)
+	}
+	if _, from := mustRead(t, other); from.Port() != second {
+		t.Errorf("it speaks from %d, want %d", from.Port(), second)
+	}
+}
+
+func TestPrepareBusyPort(t *testing.T) {
+	taken := reader(t)
+	b := New()
+	if _, err := b.Prepare(uint16(taken.LocalAddr().(*net.UDPAddr).Port)); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestDiscardFreesThePort(t *testing.T) {
+	b := New()
+	port, err := b.Prepare(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Discard(); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := b.Prepare(port); err != nil || again != port {
+		t.Fatalf("port %d: %v", again, err)
+	}
+	if err := b.Discard(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInitiationIsSentAgainUntilAnswered(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		answer []byte
+	}{
+		{"by a response", message(responseType, responseSize, 8, 42)},
+		{"by a cookie", message(cookieType, cookieSize, 4, 42)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := New()
+			receives, _ := open(t, b, 0)
+			other := reader(t)
+			want := message(initiationType, initiationSize, 4, 42)
+			if err := b.Send([][]byte{want}, endpointOf(t, b, other)); err != nil {
+				t.Fatal(err)
+			}
+			for copies := range 2 {
+				if got, _ := mustRead(t, other); !bytes.Equal(got, want) {
+					t.Fatalf("copy %d is another datagram", copies)
+				}
+			}
+			b.resender.mu.Lock()
+			waiting := len(b.resender.waiting)
+			b.resender.mu.Unlock()
+			if waiting != 1 {
+				t.Fatalf("%d initiations wait for an answer", waiting)
+			}
+			answerThrough(t, receives, other, b, test.answer)
+			b.resender.mu.Lock()
+			defer b.resender.mu.Unlock()
+			if len(b.resender.waiting) != 0 {
+				t.Error("it is answered and still waits")
+			}
+		})
+	}
+}
+
+// answerThrough sends an answer and receives it as wireguard-go would.
+func answerThrough(t *testing.T, receives []conn.ReceiveFunc, other *net.UDPConn, b *Bind, answer []byte) {
+	t.Helper()
+	if err := b.Send([][]byte{[]byte("where am I?")}, endpointOf(t, b, other)); err != nil {
+		t.Fatal(err)
+	}
+	var from netip.AddrPort
+	for packet := []byte(nil); string(packet) != "where am I?"; {
+		packet, from = mustRead(t, other)
+	}
+	if _, err := other.WriteToUDPAddrPort(answer, from); err != nil {
+		t.Fatal(err)
+	}
+	packets, sizes, endpoints := make([][]byte, b.BatchSize()), make([]int, b.BatchSize()), make([]conn.Endpoint, b.BatchSize())
+	for i := range packets {
+		packets[i] = make([]byte, 2048)
+	}
+	// The IPv4 socket is the first one.
+	if n, err := receives[0](packets, sizes, endpoints); err != nil || n == 0 {
+		t.Fatalf("%d packets: %v", n, err)
+	}
+}
+
+func TestOnlyInitiationsAreSentAgain(t *testing.T) {
+	b := New()
+	open(t, b, 0)
+	other := reader(t)
+	for _, packet := range [][]byte{
+		message(responseType, responseSize, 8, 1),
+		message(4, initiationSize, 4, 1),
+		make([]byte, 1),
+	} {
+		if err := b.Send([][]byte{packet}, endpointOf(t, b, other)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(b.resender.waiting) != 0 {
+		t.Errorf("%d wait", len(b.resender.waiting))
+	}
+}
