@@ -191,8 +191,9 @@ func (w *wire) send(packets ...[]byte) {
 }
 
 // ping has an echo request answered. It is repeated, since a stack that has
-// been flooded may drop it.
-func (w *wire) ping(f family, seq uint16) {
+// been flooded may drop it. Packets that come before the answer go to other,
+// unless it is nil.
+func (w *wire) ping(f family, seq uint16, other func(parsed)) {
 	w.t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); {
 		w.send(echoPacket(f.there, f.here, seq, "ping"))
@@ -200,8 +201,12 @@ func (w *wire) ping(f family, seq uint16) {
 		for waiting := true; waiting; {
 			select {
 			case packet := <-w.packets:
-				if parsePacket(packet).isEchoReply(f, seq) {
+				p := parsePacket(packet)
+				if p.isEchoReply(f, seq) {
 					return
+				}
+				if other != nil {
+					other(p)
 				}
 			case <-retry:
 				waiting = false
