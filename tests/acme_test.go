@@ -32,6 +32,9 @@ const (
 	letsEncrypt = "acme-v02.api.letsencrypt.org"
 	duckDNS     = "www.duckdns.org"
 	duckToken   = "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"
+
+	// refusedName is one that the CA gives no certificate for.
+	refusedName = "refused.example.duckdns.org"
 )
 
 // acmeWorld is Let's Encrypt and DuckDNS under their own names, so that a
@@ -103,6 +106,7 @@ func (w *acmeWorld) startPebble(t *testing.T, namespace *testnet.Namespace, cert
 		"httpPort":                80,
 		"tlsPort":                 443,
 		"keyAlgorithm":            "ecdsa",
+		"domainBlocklist":         []string{refusedName},
 		"retryAfter":              map[string]int{"authz": 1, "order": 1},
 		"profiles":                map[string]any{"default": map[string]any{"validityPeriod": int(validity.Seconds())}},
 	}})
@@ -230,6 +234,19 @@ func (w *acmeWorld) checkTurns(t *testing.T, relay *testnet.Relay, names []strin
 // acmeCaddyfile is the flagship's TLS in small, for any number of names.
 func acmeCaddyfile(t *testing.T, relay *testnet.Relay, options string, names []string) string {
 	t.Helper()
+	return acmeOptions(t, relay, options) + fmt.Sprintf(`
+%s {
+	tls {
+		dns duckdns {env.DUCKDNS_TOKEN}
+	}
+	respond "hello"
+}
+`, strings.Join(names, ", "))
+}
+
+// acmeOptions are a Caddyfile's global options with a tunnel.
+func acmeOptions(t *testing.T, relay *testnet.Relay, options string) string {
+	t.Helper()
 	keys := testnet.NewTunnelKeys(t)
 	return fmt.Sprintf(`{
 	%s
@@ -242,15 +259,7 @@ func acmeCaddyfile(t *testing.T, relay *testnet.Relay, options string, names []s
 		}
 	}
 }
-
-%s {
-	tls {
-		dns duckdns {env.DUCKDNS_TOKEN}
-	}
-	respond "hello"
-}
-`, options, relay.Secret(t, "wg0.key", keys.Relay.Private), testnet.RelayTunnelIP, keys.Home.Public, testnet.HomeTunnelIP,
-		strings.Join(names, ", "))
+`, options, relay.Secret(t, "wg0.key", keys.Relay.Private), testnet.RelayTunnelIP, keys.Home.Public, testnet.HomeTunnelIP)
 }
 
 // TestACMETurns is DNS-01 for several names of one DuckDNS domain, which has
@@ -277,6 +286,47 @@ func TestACMETurns(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestACMEDelegated is a name of another domain that leaves its challenges to
+// DuckDNS: it shares the TXT value with those below the DuckDNS domain.
+func TestACMEDelegated(t *testing.T) {
+	const delegated = "www.example.net"
+	internet := testnet.NewInternet(t)
+	world := newACMEWorld(t, internet, 90*24*time.Hour)
+	world.duckDNS.Alias("_acme-challenge."+delegated, testnet.Domain)
+	relay := testnet.NewRelay(t, internet.Relay)
+	names := []string{testnet.Subdomain, delegated}
+	defer world.checkTurns(t, relay, names)
+	relay.Start(t, acmeCaddyfile(t, relay, "", names[:1])+`
+`+delegated+` {
+	tls {
+		dns duckdns {
+			api_token {env.DUCKDNS_TOKEN}
+			override_domain `+testnet.Domain+`
+		}
+	}
+	respond "hello"
+}
+`)
+	waitCertificates(t, internet, world.roots(t), names, nil, 40*time.Second)
+}
+
+// TestACMEFailedOrder is an order that fails. While certmagic waits to try it
+// again, others have their turns.
+func TestACMEFailedOrder(t *testing.T) {
+	internet := testnet.NewInternet(t)
+	world := newACMEWorld(t, internet, 90*24*time.Hour)
+	relay := testnet.NewRelay(t, internet.Relay)
+	defer world.checkCollisions(t)
+	relay.Start(t, acmeCaddyfile(t, relay, "", []string{refusedName}))
+	relay.WaitLog(t, 0, `"msg":"will retry"`, 20*time.Second)
+	names := []string{testnet.Domain, testnet.Subdomain}
+	if out, err := relay.Reload(t, acmeCaddyfile(t, relay, "", append(names, refusedName))); err != nil {
+		t.Fatalf("reloading: %v\n%s", err, out)
+	}
+	// The first attempt at a retry is after a minute.
+	waitCertificates(t, internet, world.roots(t), names, nil, 45*time.Second)
 }
 
 // TestACMERenewals is the same for renewals, which certmagic runs elsewhere:
@@ -330,6 +380,7 @@ func TestACMERenewals(t *testing.T) {
 func TestACMEReload(t *testing.T) {
 	internet := testnet.NewInternet(t)
 	world := newACMEWorld(t, internet, 90*24*time.Hour)
+	world.duckDNS.RemovalDelay = 4 * time.Second
 	before := []string{testnet.Domain, testnet.Subdomain}
 	after := []string{"a.example.duckdns.org", "b.example.duckdns.org"}
 	relay := testnet.NewRelay(t, internet.Relay)

@@ -9,8 +9,7 @@ import (
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
-// world is an internet with a relay that is ready to start and a home that is
-// up.
+// world is an internet with a relay and a home that are ready to start.
 type world struct {
 	*testnet.Internet
 	keys  testnet.TunnelKeys
@@ -46,14 +45,16 @@ func newWorldWith(t testing.TB, keys testnet.TunnelKeys) *world {
 	}
 	w.relay.TrustRoots(w.private.File)
 	w.relay.Follow(t, filepath.Join(w.relay.Folder, "error.log"))
-	w.home = testnet.StartHome(t, w.Internet, w.keys, testnet.HomeConfig{})
+	w.home = testnet.NewHome(t, w.Home, w.keys, testnet.HomeConfig{})
 	return w
 }
 
-// start starts the relay with a Caddyfile and waits until home has found it.
+// start starts the relay with a Caddyfile, then home's WireGuard, and waits
+// until they have found each other.
 func (w *world) start(t testing.TB, caddyfile string) {
 	t.Helper()
 	w.relay.Start(t, caddyfile)
+	w.home.Up(t)
 	w.home.WaitHandshake(t)
 }
 

@@ -34,9 +34,20 @@ func (s *Server) answer(reply *dns.Msg, question dns.Question) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name := strings.ToLower(question.Name)
+	if target, ok := s.aliases[name]; ok {
+		reply.Answer = []dns.RR{&dns.CNAME{
+			Hdr:    dns.RR_Header{Name: question.Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: ttl},
+			Target: target,
+		}}
+		if question.Qtype == dns.TypeCNAME {
+			return
+		}
+		name, question.Name = target, target
+	}
 	header := func(kind uint16) dns.RR_Header {
 		return dns.RR_Header{Name: question.Name, Rrtype: kind, Class: dns.ClassINET, Ttl: ttl}
 	}
+	add := func(records ...dns.RR) { reply.Answer = append(reply.Answer, records...) }
 	soa := &dns.SOA{
 		Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
 		Ns:  NameServer + ".", Mbox: "hostmaster." + zone,
@@ -50,20 +61,22 @@ func (s *Server) answer(reply *dns.Msg, question dns.Question) {
 	case d != nil && !known:
 		switch question.Qtype {
 		case dns.TypeA, dns.TypeAAAA:
-			reply.Answer = append(addressRecord(header, question.Qtype, d.a), addressRecord(header, question.Qtype, d.aaaa)...)
+			add(addressRecord(header, question.Qtype, d.a)...)
+			add(addressRecord(header, question.Qtype, d.aaaa)...)
 		case dns.TypeTXT:
 			if d.txt != "" {
-				reply.Answer = []dns.RR{&dns.TXT{Hdr: header(dns.TypeTXT), Txt: []string{d.txt}}}
+				add(&dns.TXT{Hdr: header(dns.TypeTXT), Txt: []string{d.txt}})
 			}
 		}
 	case known:
-		reply.Answer = addressRecord(header, question.Qtype, address)
-	case name == zone:
+		add(addressRecord(header, question.Qtype, address)...)
+	case name == zone || s.aliasZone(name):
 		switch question.Qtype {
 		case dns.TypeSOA:
-			reply.Answer = []dns.RR{soa}
+			soa.Hdr.Name = name
+			add(soa)
 		case dns.TypeNS:
-			reply.Answer = []dns.RR{&dns.NS{Hdr: header(dns.TypeNS), Ns: NameServer + "."}}
+			add(&dns.NS{Hdr: header(dns.TypeNS), Ns: NameServer + "."})
 		}
 	default:
 		reply.Rcode = dns.RcodeNameError
@@ -71,6 +84,16 @@ func (s *Server) answer(reply *dns.Msg, question dns.Question) {
 	if inZone && len(reply.Answer) == 0 {
 		reply.Ns = []dns.RR{soa}
 	}
+}
+
+// aliasZone reports whether a name is the zone of an alias.
+func (s *Server) aliasZone(name string) bool {
+	for alias := range s.aliases {
+		if labels := dns.Split(alias); len(labels) >= 2 && alias[labels[len(labels)-2]:] == name {
+			return true
+		}
+	}
+	return false
 }
 
 // domain is the one that a name is at or below.

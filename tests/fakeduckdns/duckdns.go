@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"time"
 )
 
 // zone is what all domains are below.
@@ -22,9 +23,14 @@ type Server struct {
 	// Token is the account's.
 	Token string
 
+	// RemovalDelay is how long the removal of a value takes. DuckDNS can be
+	// slow.
+	RemovalDelay time.Duration
+
 	mu      sync.Mutex
 	domains map[string]*domain
 	hosts   map[string]netip.Addr
+	aliases map[string]string
 	updates []Update
 }
 
@@ -53,12 +59,21 @@ func (u Update) Collision() string {
 	return ""
 }
 
+// FirstAddress is what a domain points to before its first update. (With
+// DuckDNS it is the address that the domain was ordered from.)
+var FirstAddress = netip.MustParseAddr("192.0.2.222")
+
 // New makes an account that has domains, such as "example" for
 // example.duckdns.org.
 func New(token string, domains ...string) *Server {
-	s := &Server{Token: token, domains: make(map[string]*domain), hosts: make(map[string]netip.Addr)}
+	s := &Server{
+		Token:   token,
+		domains: make(map[string]*domain),
+		hosts:   make(map[string]netip.Addr),
+		aliases: make(map[string]string),
+	}
 	for _, name := range domains {
-		s.domains[name] = new(domain)
+		s.domains[name] = &domain{a: FirstAddress}
 	}
 	return s
 }
@@ -68,6 +83,14 @@ func (s *Server) Host(name string, address netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hosts[strings.ToLower(name)+"."] = address
+}
+
+// Alias makes a name outside of duckdns.org a CNAME for target, and its last
+// two labels a zone. Neither has a final dot.
+func (s *Server) Alias(name, target string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.aliases[strings.ToLower(name)+"."] = strings.ToLower(target) + "."
 }
 
 // Updates lists the changes of TXT values up to now.
@@ -94,6 +117,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
+	clear := query.Get("clear") == "true"
+	if clear {
+		time.Sleep(s.RemovalDelay)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if query.Get("token") != s.Token {
@@ -110,7 +137,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		chosen = append(chosen, name)
 	}
 	remote, _, _ := net.SplitHostPort(r.RemoteAddr)
-	clear := query.Get("clear") == "true"
 	for _, name := range chosen {
 		var err error
 		if query.Has("txt") {
@@ -144,7 +170,7 @@ func (s *Server) updateTXT(name, txt string, clear bool) {
 }
 
 // update sets addresses. With neither given, IPv4 is the client's.
-func (d *domain) update(ip, ipv6, remote string, clear bool) (err error) {
+func (d *domain) update(ip, ipv6, remote string, clear bool) error {
 	if clear {
 		d.a, d.aaaa = netip.Addr{}, netip.Addr{}
 		return nil
@@ -152,16 +178,19 @@ func (d *domain) update(ip, ipv6, remote string, clear bool) (err error) {
 	if ip == "" && ipv6 == "" {
 		ip = remote
 	}
+	a, aaaa := d.a, d.aaaa
+	var err error
 	if ip != "" {
-		if d.a, err = netip.ParseAddr(ip); err != nil {
+		if a, err = netip.ParseAddr(ip); err != nil {
 			return err
 		}
 	}
 	if ipv6 != "" {
-		if d.aaaa, err = netip.ParseAddr(ipv6); err != nil {
+		if aaaa, err = netip.ParseAddr(ipv6); err != nil {
 			return err
 		}
 	}
+	d.a, d.aaaa = a, aaaa
 	return nil
 }
 

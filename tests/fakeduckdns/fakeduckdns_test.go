@@ -19,11 +19,11 @@ func TestUpdate(t *testing.T) {
 		a, aaaa           string
 	}{
 		{"client's own address", "domains=example&token=" + token, "OK", "192.0.2.1", ""},
-		{"IPv6 alone", "domains=example&token=" + token + "&ipv6=2001:db8::1", "OK", "", "2001:db8::1"},
+		{"IPv6 alone", "domains=example&token=" + token + "&ipv6=2001:db8::1", "OK", "192.0.2.222", "2001:db8::1"},
 		{"full name, verbose", "domains=example.duckdns.org&token=" + token + "&ip=192.0.2.9&verbose=true", "OK\n192.0.2.9\n\nUPDATED", "192.0.2.9", ""},
-		{"wrong token", "domains=example&token=no", "KO", "", ""},
-		{"unknown domain", "domains=other&token=" + token, "KO", "", ""},
-		{"no address", "domains=example&ip=x&token=" + token, "KO", "", ""},
+		{"wrong token", "domains=example&token=no", "KO", "192.0.2.222", ""},
+		{"unknown domain", "domains=other&token=" + token, "KO", "192.0.2.222", ""},
+		{"no address", "domains=example&ip=x&token=" + token, "KO", "192.0.2.222", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := New(token, "example")
@@ -76,6 +76,7 @@ func TestDNS(t *testing.T) {
 	s.domains["example"].txt = "value"
 	s.domains["example"].a = netip.MustParseAddr("192.0.2.9")
 	s.Host(NameServer, netip.MustParseAddr("192.0.2.53"))
+	s.Alias("_acme-challenge.www.example.net", "example.duckdns.org")
 	s.Host("ca.example.com", netip.MustParseAddr("2001:db8::1"))
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -101,6 +102,11 @@ func TestDNS(t *testing.T) {
 		{"duckdns.org.", dns.TypeNS, dns.RcodeSuccess, []string{"ns1.duckdns.org."}},
 		{"ns1.duckdns.org.", dns.TypeA, dns.RcodeSuccess, []string{"192.0.2.53"}},
 		{"ca.example.com.", dns.TypeAAAA, dns.RcodeSuccess, []string{"2001:db8::1"}},
+		{"_acme-challenge.www.example.net.", dns.TypeTXT, dns.RcodeSuccess, []string{"example.duckdns.org.", `"value"`}},
+		{"_acme-challenge.www.example.net.", dns.TypeA, dns.RcodeSuccess, []string{"example.duckdns.org.", "192.0.2.9"}},
+		{"_acme-challenge.www.example.net.", dns.TypeCNAME, dns.RcodeSuccess, []string{"example.duckdns.org."}},
+		{"www.example.net.", dns.TypeSOA, dns.RcodeNameError, nil},
+		{"example.net.", dns.TypeSOA, dns.RcodeSuccess, []string{"ns1.duckdns.org. hostmaster.duckdns.org. 1 6000 120 2419200 600"}},
 		{"unknown.duckdns.org.", dns.TypeTXT, dns.RcodeNameError, nil},
 		{"example.com.", dns.TypeA, dns.RcodeNameError, nil},
 	} {

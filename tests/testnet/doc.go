@@ -7,8 +7,11 @@
 //	func TestSomething(t *testing.T) {
 //		inet := testnet.NewInternet(t)             // client, relay, CGN, home
 //		keys := testnet.NewTunnelKeys(t)
-//		home := testnet.StartHome(t, inet, keys, testnet.HomeConfig{})
-//		relay := testnet.StartRelay(t, inet.Relay, caddyfile)
+//		relay := testnet.NewRelay(t, inet.Relay)
+//		relay.Secret(t, "wg0.key", keys.Relay.Private)
+//		relay.Start(t, caddyfile)
+//		home := testnet.StartHome(t, inet.Home, keys, testnet.HomeConfig{})
+//		home.WaitHandshake(t)
 //		…
 //	}
 //

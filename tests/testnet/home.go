@@ -43,14 +43,18 @@ type HomeConfig struct {
 	MTU int
 }
 
-// StartHome starts a home in the internet's Home namespace.
-func StartHome(t testing.TB, internet *Internet, keys TunnelKeys, config HomeConfig) *Home {
+// StartHome makes a home in a namespace and starts its WireGuard.
+func StartHome(t testing.TB, namespace *Namespace, keys TunnelKeys, config HomeConfig) *Home {
 	t.Helper()
-	return StartHomeIn(t, internet.Home, keys, config)
+	h := NewHome(t, namespace, keys, config)
+	h.Up(t)
+	return h
 }
 
-// StartHomeIn starts a home in a namespace.
-func StartHomeIn(t testing.TB, namespace *Namespace, keys TunnelKeys, config HomeConfig) *Home {
+// NewHome makes a home in a namespace, with its WireGuard not yet up. It is
+// better to start the relay first: a handshake that finds nobody is sent
+// again after five seconds only.
+func NewHome(t testing.TB, namespace *Namespace, keys TunnelKeys, config HomeConfig) *Home {
 	t.Helper()
 	Need(t, "wg")
 	if len(config.Addresses) == 0 {
@@ -68,15 +72,14 @@ func StartHomeIn(t testing.TB, namespace *Namespace, keys TunnelKeys, config Hom
 	if config.MTU == 0 {
 		config.MTU = 1420
 	}
-	h := &Home{
+	return &Home{
 		Namespace: namespace,
-		Interface: strings.TrimSuffix(strings.TrimPrefix(namespace.Name, namePrefix), "-home"),
+		// The namespace's number without its role: an interface's name has at
+		// most 15 characters.
+		Interface: "wg" + strings.TrimSuffix(strings.TrimPrefix(namespace.Name, namePrefix), "-home"),
 		config:    config,
 		keys:      keys,
 	}
-	h.Interface = "wg" + h.Interface
-	h.Up(t)
-	return h
 }
 
 // Up starts WireGuard at home.
