@@ -50,8 +50,9 @@ type Locker interface {
 
 // Order is an ACME order about to begin.
 type Order struct {
-	// Slot is the name whose TXT value the order sets; see Slot.
-	Slot string
+	// Record is the name at which the CA reads the TXT value, after CNAMEs.
+	// Its Slot is what orders take turns at.
+	Record string
 
 	// Identifier is the name that a certificate is ordered for.
 	Identifier string
@@ -106,6 +107,7 @@ type slot struct {
 // turn is an order's place.
 type turn struct {
 	Order
+	slot string
 	mine chan struct{} // closed when it is the first of this process
 	over chan struct{} // closed when the turn has ended
 
@@ -120,15 +122,22 @@ type turn struct {
 // the same identifier still has ends first: certmagic runs one order per
 // identifier at a time, so that one is over, whatever became of it.
 //
+// An order whose record is in no slot begins at once, and needs no End.
+//
 // Begin returns an error only when ctx ends. When the storage cannot lock,
 // the order gets its turn among those of this process, and a warning.
 func (t *Turns) Begin(ctx context.Context, order Order) error {
+	slot := Slot(order.Record)
+	if slot == "" {
+		return nil
+	}
+	order.Record = fold(order.Record)
 	if order.Logger == nil {
 		order.Logger = zap.NewNop()
 	}
-	order.Logger = order.Logger.With(zap.String("identifier", order.Identifier), zap.String("slot", order.Slot))
+	order.Logger = order.Logger.With(zap.String("identifier", order.Identifier), zap.String("slot", slot))
 	t.end(func(other *turn) bool {
-		return other.Slot == order.Slot && other.Identifier == order.Identifier
+		return other.slot == slot && other.Identifier == order.Identifier
 	})
 
 	delayed := time.AfterFunc(notice, func() {
@@ -136,10 +145,10 @@ func (t *Turns) Begin(ctx context.Context, order Order) error {
 	})
 	defer delayed.Stop()
 
-	mine := t.enter(order)
+	mine := t.enter(slot, order)
 	if err := t.reach(ctx, mine); err != nil {
 		t.leave(mine)
-		return fmt.Errorf("waiting for the turn of %s at %s: %w", order.Identifier, order.Slot, err)
+		return fmt.Errorf("waiting for the turn of %s at %s: %w", order.Identifier, slot, err)
 	}
 	return nil
 }
@@ -249,17 +258,17 @@ func (t *Turns) finish(tn *turn) bool {
 }
 
 // enter puts an order in the queue of its slot.
-func (t *Turns) enter(order Order) *turn {
-	tn := &turn{Order: order, mine: make(chan struct{}), over: make(chan struct{})}
+func (t *Turns) enter(name string, order Order) *turn {
+	tn := &turn{Order: order, slot: name, mine: make(chan struct{}), over: make(chan struct{})}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := t.slots[order.Slot]
+	s := t.slots[name]
 	if s == nil {
 		s = &slot{used: make(map[string]time.Time)}
 		if t.slots == nil {
 			t.slots = make(map[string]*slot)
 		}
-		t.slots[order.Slot] = s
+		t.slots[name] = s
 	}
 	s.waiting = append(s.waiting, tn)
 	t.next(s)
@@ -283,7 +292,7 @@ func (t *Turns) leave(tn *turn) {
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := t.slots[tn.Slot]
+	s := t.slots[tn.slot]
 	if s.current != tn {
 		s.waiting = slices.DeleteFunc(s.waiting, func(other *turn) bool { return other == tn })
 		return
@@ -291,7 +300,7 @@ func (t *Turns) leave(tn *turn) {
 	s.current = nil
 	if tn.limit != nil { // it had its turn
 		s.freed = time.Now()
-		s.used[record(tn.Identifier)] = s.freed
+		s.used[tn.Record] = s.freed
 	}
 	t.next(s)
 }
@@ -308,7 +317,7 @@ func (t *Turns) next(s *slot) {
 		}
 	}
 	chosen := max(0, slices.IndexFunc(s.waiting, func(tn *turn) bool {
-		_, remembered := s.used[record(tn.Identifier)]
+		_, remembered := s.used[tn.Record]
 		return !remembered
 	}))
 	s.current = s.waiting[chosen]
@@ -320,16 +329,16 @@ func (t *Turns) next(s *slot) {
 func (t *Turns) pause(tn *turn) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := t.slots[tn.Slot]
+	s := t.slots[tn.slot]
 	pause := time.Until(s.freed.Add(t.stepBack()))
-	if at, ok := s.used[record(tn.Identifier)]; ok {
+	if at, ok := s.used[tn.Record]; ok {
 		pause = max(pause, time.Until(at.Add(t.recordTTL())))
 	}
 	return pause
 }
 
 // key is the name of the slot's lock in storage. FileStorage keeps no slashes.
-func (tn *turn) key() string { return "homeward_dns-01_" + tn.Slot }
+func (tn *turn) key() string { return "homeward_dns-01_" + tn.slot }
 
 func (t *Turns) turnLimit() time.Duration { return orDefault(t.Limit, defaultLimit) }
 func (t *Turns) stepBack() time.Duration  { return orDefault(t.StepBack, defaultStepBack) }

@@ -44,7 +44,7 @@ func quick() *Turns { return &Turns{StepBack: time.Nanosecond, RecordTTL: time.N
 // order is an order for a name below the slot's, owned by its identifier.
 func order(locker Locker, label string) Order {
 	identifier := label + "." + slotName
-	return Order{Slot: slotName, Identifier: identifier, Owner: identifier, Storage: locker}
+	return Order{Record: Record(identifier), Identifier: identifier, Owner: identifier, Storage: locker}
 }
 
 // begin begins an order in the background; the channel gets Begin's result.
@@ -125,7 +125,7 @@ func TestOrderOfArrival(t *testing.T) {
 func TestOtherSlotsGoAtOnce(t *testing.T) {
 	turns, locker := quick(), storage(t)
 	must(t, begin(t.Context(), turns, order(locker, "a")))
-	must(t, begin(t.Context(), turns, Order{Slot: "other.duckdns.org", Identifier: "other.duckdns.org", Storage: locker}))
+	must(t, begin(t.Context(), turns, Order{Record: "other.duckdns.org", Identifier: "other.duckdns.org", Storage: locker}))
 }
 
 // Several processes are several Turns on one storage, with several orders
