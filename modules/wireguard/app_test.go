@@ -21,6 +21,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
 	_ "github.com/mholt/caddy-l4/layer4"
 	_ "github.com/mholt/caddy-l4/modules/l4echo"
+	"github.com/miekg/dns"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
@@ -298,5 +299,44 @@ func TestRejectedReloadChangesNothing(t *testing.T) {
 				t.Errorf("a new connection: %q, %v", body, err)
 			}
 		})
+	}
+}
+
+// TestNameThroughResolvers looks a name up at a DNS server inside the tunnel.
+func TestNameThroughResolvers(t *testing.T) {
+	o := newOther(t)
+	packets, err := o.claim.ListenUDP(netip.MustParseAddrPort("10.77.0.2:53"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &dns.Server{PacketConn: packets, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, question *dns.Msg) {
+		answer := new(dns.Msg).SetReply(question)
+		if q := question.Question[0]; q.Name == "printer.lan." && q.Qtype == dns.TypeA {
+			answer.Answer = []dns.RR{&dns.A{
+				Hdr: dns.RR_Header{Name: q.Name, Rrtype: q.Qtype, Class: q.Qclass, Ttl: 1},
+				A:   net.IPv4(10, 77, 0, 2),
+			}}
+		}
+		w.WriteMsg(answer)
+	})}
+	go server.ActivateAndServe()
+	t.Cleanup(func() { server.Shutdown() })
+	load(t, []byte(strings.Replace(string(o.config("")), `"listen_port"`, `"resolvers": ["10.77.0.2"], "listen_port"`, 1)))
+	app, err := caddy.ActiveContext().App("wireguard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	routes, err := app.(*App).Routes(ctx, "printer.lan:631", DialOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Route{Tunnel: "wg0", Peer: "home", Address: netip.MustParseAddrPort("10.77.0.2:631")}
+	if len(routes) != 1 || routes[0] != want {
+		t.Errorf("got %v, want %v", routes, want)
+	}
+	if _, err := app.(*App).Routes(ctx, "scanner.lan:631", DialOptions{}); err == nil || !strings.Contains(err.Error(), "resolving scanner.lan through tunnel wg0") {
+		t.Errorf("a name that is not there: %v", err)
 	}
 }

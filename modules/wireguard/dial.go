@@ -38,8 +38,11 @@ type DialOptions struct {
 // provisioned. It is an error if that configuration has none.
 func FromContext(ctx caddy.Context) (*App, error) {
 	app, err := ctx.AppIfConfigured("wireguard")
-	if err != nil {
+	switch {
+	case errors.Is(err, caddy.ErrNotConfigured):
 		return nil, fmt.Errorf("there is no tunnel in this configuration; add a wireguard block to the global options: %w", err)
+	case err != nil:
+		return nil, err
 	}
 	return app.(*App), nil
 }
