@@ -40,6 +40,7 @@ type sight struct {
 	Proxy                     string // what the PROXY protocol said
 	Client                    string // of the client's certificate
 	Forwarded                 string
+	Encoding                  string // that is accepted
 	Body                      int64
 }
 
@@ -143,6 +144,7 @@ func (h *home) serve(t *testing.T, listener net.Listener, config *tls.Config) {
 	server.Protocols.SetHTTP2(true)
 	server.Protocols.SetUnencryptedHTTP2(true)
 	if config != nil {
+		config = config.Clone() // each server changes its own
 		listener = tls.NewListener(listener, config)
 	}
 	server.TLSConfig = config
@@ -154,6 +156,7 @@ func (h *home) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s, _ := r.Context().Value(connKey{}).(sight)
 	s.Method, s.Host, s.Path, s.Proto = r.Method, r.Host, r.URL.Path, r.Proto
 	s.Forwarded = r.Header.Get("X-Forwarded-For")
+	s.Encoding = r.Header.Get("Accept-Encoding")
 	if r.TLS != nil {
 		s.SNI = r.TLS.ServerName
 		if len(r.TLS.PeerCertificates) > 0 {
@@ -176,11 +179,8 @@ func (h *home) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		http.Redirect(w, r, scheme+"://"+r.Host+"/there", http.StatusFound)
 		return
-	case "/slow":
-		w.WriteHeader(http.StatusOK)
-		_ = http.NewResponseController(w).Flush()
-		<-r.Context().Done()
-		return
+	case "/large":
+		w.Header().Set("X-Large", strings.Repeat("x", 20<<10))
 	case "/never":
 		<-r.Context().Done()
 		return

@@ -331,3 +331,44 @@ func TestExceptPorts(t *testing.T) {
 		t.Errorf("home saw the server names %v", saw)
 	}
 }
+
+// TestHeaderOptions: what options do to headers.
+func TestHeaderOptions(t *testing.T) {
+	ca := newAuthority(t)
+	h := startHome(t, loopbackSockets{}, ca, "a.example")
+	for _, versions := range []string{"1.1", "1.1 2", "3"} {
+		for _, c := range []struct {
+			option, path, encoding string
+			status                 int
+		}{
+			{"", "/", "gzip", 200},
+			{"compression off", "/", "", 200},
+			{"", "/large", "gzip", 200},
+			{"max_response_header 16KiB", "/large", "", 502},
+			{"max_response_header 16KiB", "/", "gzip", 200},
+		} {
+			t.Run(versions+" "+c.option+c.path, func(t *testing.T) {
+				r, _ := newRelay(t)
+				r.mustLoad(t, "https://home:"+h.secure, "", fmt.Sprintf("versions %s\ntls_trust_pool file %s\n%s", versions, ca.file, c.option))
+				req, err := http.NewRequest(http.MethodGet, "http://"+r.address+c.path, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				req.Host = "a.example"
+				req.Header["Accept-Encoding"] = nil
+				resp, err := (&http.Transport{DisableKeepAlives: true, DisableCompression: true}).RoundTrip(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer resp.Body.Close()
+				if resp.StatusCode != c.status {
+					t.Fatalf("status %d", resp.StatusCode)
+				}
+				sights := h.sights()
+				if got := sights[len(sights)-1].Encoding; c.status == 200 && got != c.encoding {
+					t.Errorf("home was asked for encoding %q", got)
+				}
+			})
+		}
+	}
+}
