@@ -141,7 +141,7 @@ func (t *Turns) Begin(ctx context.Context, order Order) error {
 	})
 
 	delayed := time.AfterFunc(notice, func() {
-		order.Logger.Info("waiting for another order to finish with the shared TXT record")
+		order.Logger.Info("waiting for a turn at the shared TXT record")
 	})
 	defer delayed.Stop()
 
