@@ -197,6 +197,17 @@ func waitCertificates(t *testing.T, internet *testnet.Internet, roots *x509.Cert
 	return certs
 }
 
+// waitUpdate waits until an order has its turn and has set a TXT value.
+func (w *acmeWorld) waitUpdate(t *testing.T) {
+	t.Helper()
+	testnet.Eventually(t, 20*time.Second, func() error {
+		if len(w.duckDNS.Updates()) == 0 {
+			return errors.New("no order has set a TXT value")
+		}
+		return nil
+	})
+}
+
 // checkCollisions checks that no order has overwritten or removed another's
 // TXT value, and returns the number of changes.
 func (w *acmeWorld) checkCollisions(t *testing.T) int {
@@ -385,12 +396,7 @@ func TestACMEReload(t *testing.T) {
 	after := []string{"a.example.duckdns.org", "b.example.duckdns.org"}
 	relay := testnet.NewRelay(t, internet.Relay)
 	relay.Start(t, acmeCaddyfile(t, relay, "", before))
-	testnet.Eventually(t, 20*time.Second, func() error {
-		if len(world.duckDNS.Updates()) == 0 {
-			return errors.New("no order has set a TXT value")
-		}
-		return nil
-	})
+	world.waitUpdate(t)
 	if out, err := relay.Reload(t, acmeCaddyfile(t, relay, "", after)); err != nil {
 		t.Fatalf("reloading: %v\n%s", err, out)
 	}
@@ -398,5 +404,37 @@ func TestACMEReload(t *testing.T) {
 	world.checkCollisions(t)
 	if strings.Contains(relay.Log.String(), "challenge failed") {
 		t.Error("a challenge failed")
+	}
+}
+
+// TestACMERestart ends a relay in the middle of an order, kindly and not.
+func TestACMERestart(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		end  func(*testnet.Relay)
+		lock bool // left behind
+	}{
+		{"stopped", func(r *testnet.Relay) { r.Stop() }, false},
+		{"killed", func(r *testnet.Relay) { r.Kill() }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			internet := testnet.NewInternet(t)
+			world := newACMEWorld(t, internet, 90*24*time.Hour)
+			names := []string{testnet.Domain, testnet.Subdomain}
+			relay := testnet.NewRelay(t, internet.Relay)
+			caddyfile := acmeCaddyfile(t, relay, "", names)
+			relay.Start(t, caddyfile)
+			world.waitUpdate(t)
+			tt.end(relay)
+			locks, err := filepath.Glob(filepath.Join(relay.Folder, "data/caddy/locks/homeward*"))
+			if err != nil || len(locks) > 0 != tt.lock {
+				t.Errorf("left behind: %v, %v", locks, err)
+			}
+			relay.Start(t, caddyfile)
+			waitCertificates(t, internet, world.roots(t), names, nil, 60*time.Second)
+			if strings.Contains(relay.Log.String(), "challenge failed") {
+				t.Error("a challenge failed")
+			}
+		})
 	}
 }
