@@ -85,6 +85,9 @@ const examplePublicKey = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
 
 // paths adds to values what has to be replaced in every example.
 func (w *world) paths(values map[string]string) map[string]string {
+	if values == nil {
+		values = make(map[string]string)
+	}
 	values["/var/lib/caddy/homeward"] = w.relay.Folder + "/storage"
 	values["/var/log/caddy"] = w.relay.Folder
 	values["/etc/caddy/wg0.key"] = w.relay.Folder + "/wg0.key"

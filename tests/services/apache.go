@@ -26,6 +26,9 @@ type Apache struct {
 	// Folder has the sites' files in Folder/<name>/.
 	Folder string
 
+	// Certificates are the sites', by name.
+	Certificates map[string]testnet.Certificate
+
 	// AccessLog is home's own, with the client as home sees it.
 	AccessLog string
 }
@@ -45,7 +48,7 @@ const apacheModuleFolder = "/usr/lib/apache2/modules"
 func StartApache(t testing.TB, namespace *testnet.Namespace, ca *testnet.CA) *Apache {
 	t.Helper()
 	testnet.Need(t, "apache2")
-	a := &Apache{Folder: testnet.Folder(t)}
+	a := &Apache{Folder: testnet.Folder(t), Certificates: make(map[string]testnet.Certificate)}
 	a.AccessLog = filepath.Join(a.Folder, "access.log")
 	locks := filepath.Join(a.Folder, "locks")
 	makeOpenFolder(t, locks)
@@ -77,7 +80,8 @@ TypesConfig /dev/null
 		}
 	}
 	for _, site := range []string{"wrong.invalid", testnet.Domain, testnet.Subdomain} {
-		config += a.site(t, site, ca.Issue(t, site))
+		a.Certificates[site] = ca.Issue(t, site)
+		config += a.site(t, site)
 	}
 	file := filepath.Join(a.Folder, "httpd.conf")
 	testnet.WriteFile(t, file, []byte(config), 0o644)
@@ -96,9 +100,9 @@ TypesConfig /dev/null
 }
 
 // site makes a site's folder and returns its virtual hosts.
-func (a *Apache) site(t testing.TB, name string, certificate testnet.Certificate) string {
+func (a *Apache) site(t testing.TB, name string) string {
 	t.Helper()
-	root := filepath.Join(a.Folder, name)
+	root, certificate := filepath.Join(a.Folder, name), a.Certificates[name]
 	for _, folder := range []string{"", "folder", "dav"} {
 		makeOpenFolder(t, filepath.Join(root, folder))
 	}

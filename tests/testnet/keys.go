@@ -4,6 +4,7 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/hex"
 	"testing"
 )
 
@@ -48,4 +49,14 @@ type TunnelKeys struct {
 func NewTunnelKeys(t testing.TB) TunnelKeys {
 	t.Helper()
 	return TunnelKeys{Relay: NewKey(t), Home: NewKey(t)}
+}
+
+// Hex is a base64 key in hexadecimal, as wireguard-go's UAPI has it.
+func Hex(t testing.TB, key string) string {
+	t.Helper()
+	bytes, err := base64.StdEncoding.DecodeString(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hex.EncodeToString(bytes)
 }

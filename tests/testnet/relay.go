@@ -47,6 +47,13 @@ func NewRelay(t testing.TB, namespace *Namespace) *Relay {
 // UseBinary makes the relay run another binary than Caddy's.
 func (r *Relay) UseBinary(path string) { r.binary = path }
 
+// At is the same relay, with the same files, in another namespace.
+func (r *Relay) At(namespace *Namespace) *Relay {
+	other := *r
+	other.Process, other.namespace, other.log = nil, namespace, new(Log)
+	return &other
+}
+
 // TrustRoots makes the relay trust the CA in a PEM file, and no other, where
 // it uses the system's roots.
 func (r *Relay) TrustRoots(file string) { r.roots = file }
