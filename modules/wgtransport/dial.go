@@ -36,18 +36,23 @@ func (t *Transport) dial(ctx context.Context) (net.Conn, error) {
 		_ = conn.Close()
 		return nil, reverseproxy.NewDialError(fmt.Errorf("dialing %s: %w", a.address, err))
 	}
+	t.logDialed("tcp", a, route)
+	if t.ReadTimeout > 0 || t.WriteTimeout > 0 {
+		conn = &timeoutConn{Conn: conn, read: time.Duration(t.ReadTimeout), write: time.Duration(t.WriteTimeout)}
+	}
+	return conn, nil
+}
+
+func (t *Transport) logDialed(network string, a *attempt, route wireguard.Route) {
 	if entry := t.logger.Check(zapcore.DebugLevel, "dialed upstream"); entry != nil {
 		entry.Write(
+			zap.String("network", network),
 			zap.String("upstream", a.address),
 			zap.String("tunnel", route.Tunnel),
 			zap.String("peer", route.Peer),
 			zap.Stringer("address", route.Address),
 		)
 	}
-	if t.ReadTimeout > 0 || t.WriteTimeout > 0 {
-		conn = &timeoutConn{Conn: conn, read: time.Duration(t.ReadTimeout), write: time.Duration(t.WriteTimeout)}
-	}
-	return conn, nil
 }
 
 func (t *Transport) dialOptions(a *attempt) wireguard.DialOptions {

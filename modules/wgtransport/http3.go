@@ -13,6 +13,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+
+	"github.com/homeward-relay/homeward/modules/wireguard"
 )
 
 const (
@@ -55,27 +57,34 @@ func (p *pool) dialQUIC(ctx context.Context, config *tls.Config, quicConfig *qui
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(t.DialTimeout))
+	timeout := time.Duration(t.DialTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)()
 
-	// A connected socket finds the route, waits until the tunnel is up, and
-	// fails in words that say what is wrong; QUIC itself would only time out.
-	probe, route, err := t.tunnels.Dial(ctx, "udp", a.address, t.dialOptions(a))
+	routes, err := t.tunnels.Routes(ctx, a.address, t.dialOptions(a))
 	if err != nil {
-		return nil, reverseproxy.NewDialError(err)
+		return nil, reverseproxy.NewDialError(fmt.Errorf("dialing %s: %w", a.address, err))
 	}
-	_ = probe.Close()
-
-	conn, err := t.sockets.dial(ctx, route.Tunnel, net.UDPAddrFromAddrPort(route.Address), config, quicConfig)
-	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("no answer by QUIC within %s; does the upstream speak HTTP/3 there?: %w", time.Duration(t.DialTimeout), err)
-			return nil, reverseproxy.NewDialError(fmt.Errorf("dialing %s: %w", a.address, err))
+	var errs []error
+	for i, route := range routes {
+		// Of the time that is left, each address gets a fair part.
+		deadline, _ := ctx.Deadline()
+		attempt, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(routes)-i))
+		conn, err := t.sockets.dial(attempt, route, config, quicConfig)
+		cancel()
+		if err == nil {
+			t.logDialed("udp", a, route)
+			return conn, nil
 		}
-		return nil, reverseproxy.NewDialError(handshakeError(a, err))
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("%s did not answer by QUIC; check that the tunnel is up and that the upstream speaks HTTP/3 there: %w", route.Address, err)
+		} else {
+			err = handshakeError(a, err)
+		}
+		errs = append(errs, err)
 	}
-	return conn, nil
+	return nil, reverseproxy.NewDialError(fmt.Errorf("dialing %s: %w", a.address, errors.Join(errs...)))
 }
 
 // errHeaderTimeout is net/http's error of the same cause, for HTTP/3, whose
@@ -119,19 +128,20 @@ func newPacketSockets(tunnels tunnels) *packetSockets {
 	return &packetSockets{tunnels: tunnels, open: map[string]*quic.Transport{}}
 }
 
-// dial makes a QUIC connection through a tunnel. If the tunnel's socket is
+// dial makes a QUIC connection by route. If the tunnel's socket is
 // dead, as after its stack was replaced, it opens another.
-func (s *packetSockets) dial(ctx context.Context, tunnel string, address net.Addr, config *tls.Config, quicConfig *quic.Config) (*quic.Conn, error) {
+func (s *packetSockets) dial(ctx context.Context, route wireguard.Route, config *tls.Config, quicConfig *quic.Config) (*quic.Conn, error) {
+	address := net.UDPAddrFromAddrPort(route.Address)
 	for again := false; ; again = true {
-		socket, err := s.get(ctx, tunnel)
+		socket, err := s.get(ctx, route.Tunnel)
 		if err != nil {
-			return nil, fmt.Errorf("opening a UDP socket in tunnel %s: %w", tunnel, err)
+			return nil, fmt.Errorf("opening a UDP socket in tunnel %s: %w", route.Tunnel, err)
 		}
 		conn, err := socket.Dial(ctx, address, config, quicConfig)
 		if err == nil || again || !errors.Is(err, quic.ErrTransportClosed) {
 			return conn, err
 		}
-		s.drop(tunnel, socket)
+		s.drop(route.Tunnel, socket)
 	}
 }
 

@@ -101,28 +101,38 @@ func (l *loopback) Check(host, tunnel string) error {
 	return fmt.Errorf("%s: %w", host, wireguard.ErrNoPeer)
 }
 
-func (l *loopback) Dial(ctx context.Context, network, address string, options wireguard.DialOptions) (net.Conn, wireguard.Route, error) {
+func (l *loopback) Routes(_ context.Context, address string, options wireguard.DialOptions) ([]wireguard.Route, error) {
+	return l.routes("udp", address, options)
+}
+
+func (l *loopback) routes(network, address string, options wireguard.DialOptions) ([]wireguard.Route, error) {
 	l.mu.Lock()
 	l.dials = append(l.dials, network+" "+address)
 	l.client = append(l.client, options.Client)
 	l.mu.Unlock()
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, wireguard.Route{}, err
+		return nil, err
 	}
 	if !l.reaches(host) {
-		return nil, wireguard.Route{}, fmt.Errorf("dialing %s: %w", address, wireguard.ErrNoPeer)
+		return nil, wireguard.ErrNoPeer
 	}
-	real := net.JoinHostPort("127.0.0.1", port)
-	route := wireguard.Route{Tunnel: "wg0", Peer: "home", Address: netip.MustParseAddrPort(real)}
-	conn, err := new(net.Dialer).DialContext(ctx, network, real)
+	return []wireguard.Route{{Tunnel: "wg0", Peer: "home", Address: netip.MustParseAddrPort("127.0.0.1:" + port)}}, nil
+}
+
+func (l *loopback) Dial(ctx context.Context, network, address string, options wireguard.DialOptions) (net.Conn, wireguard.Route, error) {
+	routes, err := l.routes(network, address, options)
 	if err != nil {
-		return nil, route, fmt.Errorf("dialing %s: the peer said no: %w", address, err)
+		return nil, wireguard.Route{}, fmt.Errorf("dialing %s: %w", address, err)
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, network, routes[0].Address.String())
+	if err != nil {
+		return nil, routes[0], fmt.Errorf("dialing %s: the peer said no: %w", address, err)
 	}
 	l.mu.Lock()
 	l.conns = append(l.conns, conn)
 	l.mu.Unlock()
-	return conn, route, nil
+	return conn, routes[0], nil
 }
 
 func (l *loopback) ListenPacket(_ context.Context, tunnel string) (net.PacketConn, error) {

@@ -34,6 +34,7 @@ type pool struct {
 	// The fields below are pools', and protected by its lock.
 	key     poolKey
 	users   int
+	uses    uint64 // so far
 	removed bool
 	timer   *time.Timer
 	element *list.Element

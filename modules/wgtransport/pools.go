@@ -54,6 +54,7 @@ func (s *pools) acquire(key poolKey) *pool {
 	}
 	s.recent.MoveToFront(p.element)
 	p.users++
+	p.uses++
 	if p.timer != nil {
 		p.timer.Stop()
 		p.timer = nil
@@ -82,17 +83,17 @@ func (s *pools) release(p *pool) {
 		s.remove(p)
 		unused = append(unused, p)
 	default:
-		var timer *time.Timer
-		timer = time.AfterFunc(s.idle, func() { s.expire(p, timer) })
-		p.timer = timer
+		uses := p.uses
+		p.timer = time.AfterFunc(s.idle, func() { s.expire(p, uses) })
 	}
 	s.mu.Unlock()
 	s.finish(unused)
 }
 
-func (s *pools) expire(p *pool, timer *time.Timer) {
+// expire removes p if nothing has used it since it had been used uses times.
+func (s *pools) expire(p *pool, uses uint64) {
 	s.mu.Lock()
-	expired := p.timer == timer && p.users == 0 && !p.removed
+	expired := p.uses == uses && p.users == 0 && !p.removed
 	if expired {
 		s.remove(p)
 	}

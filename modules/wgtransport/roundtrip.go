@@ -89,20 +89,13 @@ func closeBody(req *http.Request) {
 	}
 }
 
-// releasingBody gives back the pool of its connection when it has been read or
-// is closed.
+// releasingBody gives back the pool of its connection when it is closed. That
+// it has been read to its end is not enough: an HTTP/2 connection counts as
+// idle a moment later.
 type releasingBody struct {
 	io.ReadCloser
 	once    sync.Once
 	release func()
-}
-
-func (b *releasingBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err != nil {
-		b.once.Do(b.release)
-	}
-	return n, err
 }
 
 func (b *releasingBody) Close() error {

@@ -79,6 +79,7 @@ type Transport struct {
 type tunnels interface {
 	Check(host, tunnel string) error
 	Dial(ctx context.Context, network, address string, options wireguard.DialOptions) (net.Conn, wireguard.Route, error)
+	Routes(ctx context.Context, address string, options wireguard.DialOptions) ([]wireguard.Route, error)
 	ListenPacket(ctx context.Context, tunnel string) (net.PacketConn, error)
 }
 
