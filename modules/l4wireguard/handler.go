@@ -105,6 +105,9 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 // Provision sets up the handler. It opens no socket.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	app, err := wireguard.FromContext(ctx)
+	if errors.Is(err, caddy.ErrNotConfigured) && len(h.Upstreams) > 0 {
+		return wireguard.AtOrigin(originKey(h.Upstreams[0]), err)
+	}
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,88 @@
+package l4wireguard
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/homeward-relay/homeward/tests/adapttest"
+)
+
+// relayKey is the relay's private key in fixtures: Alice's of RFC 7748,
+// section 6.1. It is no secret.
+const relayKey = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo="
+
+func TestCaddyfile(t *testing.T) {
+	adapttest.Run(t, "testdata", func(t *testing.T, dir string) {
+		if err := os.WriteFile(filepath.Join(dir, "wg0.key"), []byte(relayKey+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Whatever the Caddyfile can say the JSON can, under the same name.
+func TestOptionsAreFields(t *testing.T) {
+	fields := make(map[string]bool)
+	for field := range reflect.TypeFor[Handler]().Fields() {
+		if tag := field.Tag.Get("json"); tag != "" {
+			fields[tag] = true
+		}
+	}
+	for _, option := range []string{"upstreams", "tunnel", "proxy_protocol", "dial_timeout", "idle_timeout"} {
+		if !fields[option+",omitempty"] {
+			t.Errorf("no field for %s", option)
+		}
+		delete(fields, option+",omitempty")
+	}
+	if len(fields) > 0 {
+		t.Errorf("fields without an option: %v", fields)
+	}
+}
+
+func FuzzUnmarshalCaddyfile(f *testing.F) {
+	for _, input := range []string{
+		"wireguard home:22",
+		"wireguard home:22 {\n\tupstream udp/home:53 [fd77::1]:53\n\ttunnel wg0\n\tproxy_protocol v2\n\tdial_timeout 5s\n\tidle_timeout 1d\n\tlb_policy first\n}",
+		"wireguard {\n\tupstream {l4.tls.server_name}:443\n\tproxy_protocol {env.X}\n}",
+		"wireguard home:7000-7010 home:1-0 home:0 :1 [::]:1",
+		"wireguard home:22 {\n\ttransparent\n}",
+		"wireguard {\n\tupstream {\n\t\tx\n\t}\n}",
+		"wireguard \"\" {",
+	} {
+		f.Add(input)
+	}
+	f.Fuzz(func(t *testing.T, input string) {
+		tokens, err := caddyfile.Tokenize([]byte(input), "Caddyfile")
+		if err != nil {
+			return
+		}
+		h := new(Handler)
+		if err := h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
+			return
+		}
+		if err := h.Validate(); err != nil {
+			t.Errorf("%q was accepted and then refused: %v", input, err)
+		}
+		encoded, err := json.Marshal(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := new(Handler)
+		if err := json.Unmarshal(encoded, again); err != nil {
+			t.Fatal(err)
+		}
+		if twice, _ := json.Marshal(again); string(twice) != string(encoded) {
+			t.Errorf("%q became %s, then %s", input, encoded, twice)
+		}
+		for _, configured := range h.Upstreams {
+			u, err := parseUpstream(configured)
+			if err != nil || !u.dynamic && (u.host == "" || u.first == 0 || u.last < u.first) {
+				t.Errorf("%q was accepted as %+v, %v", configured, u, err)
+			}
+		}
+	})
+}
