@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -68,6 +69,10 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		zap.Int("mtu", config.MTU),
 		zap.Stringers("address", config.Addresses),
 		zap.String("peers", config.describe()))
+	if limit := wgbind.BufferLimit(); limit > 0 && limit < wgbind.BufferWanted {
+		logger.Info("this host keeps UDP buffers small, which costs throughput on a fast line; as root: sysctl -w net.core.rmem_max="+strconv.Itoa(wgbind.BufferWanted)+" net.core.wmem_max="+strconv.Itoa(wgbind.BufferWanted),
+			zap.Int("limit", limit))
+	}
 	return l, nil
 }
 
