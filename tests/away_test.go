@@ -91,6 +91,11 @@ func TestHomeAway(t *testing.T) {
 		w.home.Up(t)
 		expectBack()
 		w.home.Down(t)
+		// The first request may go out on a connection that is still open, and
+		// only time shows that nobody is at its other end.
+		if got := w.curl(t, "http2", url); got.status != http.StatusBadGateway {
+			t.Errorf("got status %d when home vanished, want 502", got.status)
+		}
 		expectAway()
 		w.home.Up(t)
 		expectBack()

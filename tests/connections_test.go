@@ -63,6 +63,21 @@ func TestConnections(t *testing.T) {
 	})
 }
 
+// TestIPv6Client comes by IPv6 to a home whose tunnel has only IPv4.
+func TestIPv6Client(t *testing.T) {
+	w := newWorld(t)
+	services.Echo(t, w.Home, ":7000", "")
+	w.start(t, w.ports(t))
+	conn, err := w.Client.Dial(t.Context(), "tcp", "["+testnet.RelayIP6+"]:7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := echoOnce(conn, "by IPv6"); err != nil {
+		t.Error(err)
+	}
+}
+
 // echoOnce sends a message, ends its side, and expects the message and then
 // the end.
 func echoOnce(conn net.Conn, message string) error {

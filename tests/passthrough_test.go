@@ -3,12 +3,15 @@ package tests
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go/http3"
 
 	"github.com/homeward-relay/homeward/tests/services"
 	"github.com/homeward-relay/homeward/tests/testnet"
@@ -50,6 +53,24 @@ func TestPassthrough(t *testing.T) {
 		}
 		if got := client.ConnectionState().PeerCertificates[0]; !got.Equal(want) {
 			t.Errorf("got the certificate %v, want home's %v", got.SerialNumber, want.SerialNumber)
+		}
+	})
+
+	// HTTP/3 is UDP to the relay; only home can read even its first packet.
+	t.Run("http3", func(t *testing.T) {
+		server := &http3.Server{
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, "HTTP/3 at home for "+r.Host)
+			}),
+			TLSConfig: http3.ConfigureTLSConfig(&tls.Config{
+				Certificates: []tls.Certificate{w.public.Issue(t, testnet.Domain).Load(t)},
+			}),
+		}
+		go server.Serve(w.Home.ListenPacket(t, "udp", ":443"))
+		t.Cleanup(func() { server.Close() })
+		got := w.http3Client(t)(t, "http3", "https://"+testnet.Domain+"/")
+		if want := "HTTP/3 at home for " + testnet.Domain; got.version != "3" || got.body != want {
+			t.Errorf("got HTTP/%s, %q, want %q", got.version, got.body, want)
 		}
 	})
 

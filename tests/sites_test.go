@@ -101,7 +101,7 @@ type answer struct {
 // curl asks with curl in the client's namespace.
 func (w *world) curl(t *testing.T, version, url string) answer {
 	t.Helper()
-	out := w.Client.Output(t, "curl", "--silent", "--show-error", "--max-time", "20", "--"+version,
+	out := w.Client.Output(t, "curl", "--silent", "--show-error", "--max-time", "55", "--"+version,
 		"--cacert", w.public.File, "--write-out", `\n%{http_version} %{http_code} %header{location}`, url)
 	end := strings.LastIndexByte(out, '\n')
 	words := strings.SplitN(out[end+1:], " ", 3)
