@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -205,10 +206,11 @@ func benchTunnel(b *testing.B, make func() (tun.Device, dialer, error)) dialer {
 	if err := home.Start(); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
+	stopHome := sync.OnceFunc(func() {
 		stdin.Close()
 		home.Wait()
 	})
+	b.Cleanup(stopHome)
 	fmt.Fprintf(stdin, "%x %x\n", homeKey.Bytes(), key.PublicKey().Bytes())
 	var port int
 	if _, err := fmt.Fscanln(stdout, &port); err != nil {
@@ -220,7 +222,12 @@ func benchTunnel(b *testing.B, make func() (tun.Device, dialer, error)) dialer {
 		b.Fatal(err)
 	}
 	end := device.NewDevice(inner, conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))
-	b.Cleanup(end.Close)
+	b.Cleanup(func() {
+		// The stock netstack panics if a packet comes in while it closes.
+		stopHome()
+		end.Down()
+		end.Close()
+	})
 	err = end.IpcSet(fmt.Sprintf("private_key=%x\npublic_key=%x\nallowed_ip=0.0.0.0/0\nallowed_ip=::/0\nendpoint=127.0.0.1:%d\n",
 		key.Bytes(), homeKey.PublicKey().Bytes(), port))
 	if err != nil {

@@ -18,6 +18,12 @@ const (
 	// maxJoined bounds a joined packet: the length field of IPv4 has 16 bits.
 	maxJoined = 1<<16 - 1
 
+	// pieceSize is the size of the pieces of memory that a joined payload is
+	// copied into. The stack clears a piece before it hands it out, all of it
+	// and rounded up to a power of two, so that small ones cost less, and are
+	// still in the cache when they are filled.
+	pieceSize = 8 << 10
+
 	tcpFlagsThatJoin = uint8(header.TCPFlagAck | header.TCPFlagPsh)
 )
 
@@ -61,7 +67,7 @@ func (c *coalescer) add(packet []byte) bool {
 		return false
 	}
 	if protocol != uint8(header.TCPProtocolNumber) {
-		deliver(c.dispatcher, network, viewOf(packet))
+		deliver(c.dispatcher, network, packet, ipLen+header.UDPMinimumSize)
 		return true
 	}
 	tcp := packet[ipLen:]
@@ -74,7 +80,7 @@ func (c *coalescer) add(packet []byte) bool {
 		if at >= 0 {
 			c.end(at)
 		}
-		deliver(c.dispatcher, network, viewOf(packet))
+		deliver(c.dispatcher, network, packet, min(ipLen+max(offset, header.TCPMinimumSize), len(packet)))
 		return true
 	}
 	hdrLen := ipLen + offset
@@ -159,30 +165,46 @@ func (r *run) continues(packet []byte, ipLen, hdrLen int, seq uint32) bool {
 // deliver hands the joined packet to the stack and lets go of the buffers.
 func (r *run) deliver(dispatcher stack.NetworkDispatcher) {
 	if len(r.payloads) == 1 {
-		deliver(dispatcher, r.network, viewOf(r.first))
+		deliver(dispatcher, r.network, r.first, r.hdrLen)
 	} else {
-		view := buffer.NewViewSize(r.hdrLen + r.size)
-		packet := view.AsSlice()
-		at := copy(packet, r.first[:r.hdrLen])
+		joined := buffer.MakeWithView(r.header())
+		left := r.size
+		piece := buffer.NewView(min(left, pieceSize))
 		for _, payload := range r.payloads {
-			at += copy(packet[at:], payload)
+			for len(payload) > 0 {
+				if piece.Size() == pieceSize {
+					joined.Append(piece)
+					piece = buffer.NewView(min(left, pieceSize))
+				}
+				n, _ := piece.Write(payload[:min(len(payload), pieceSize-piece.Size())])
+				payload = payload[n:]
+				left -= n
+			}
 		}
-		if r.network == header.IPv4ProtocolNumber {
-			ip := header.IPv4(packet)
-			ip.SetTotalLength(uint16(len(packet)))
-			ip.SetChecksum(0)
-			ip.SetChecksum(^ip.CalculateChecksum())
-		} else {
-			header.IPv6(packet).SetPayloadLength(uint16(len(packet) - header.IPv6MinimumSize))
-		}
-		if r.push {
-			packet[r.ipLen+header.TCPFlagsOffset] |= uint8(header.TCPFlagPsh)
-		}
-		deliver(dispatcher, r.network, view)
+		joined.Append(piece)
+		deliverBuffer(dispatcher, r.network, joined)
 	}
 	clear(r.payloads)
 	r.payloads = r.payloads[:0]
 	r.first = nil
+}
+
+// header returns the header of the joined packet.
+func (r *run) header() *buffer.View {
+	view := buffer.NewViewWithData(r.first[:r.hdrLen])
+	packet := view.AsSlice()
+	if r.network == header.IPv4ProtocolNumber {
+		ip := header.IPv4(packet)
+		ip.SetTotalLength(uint16(r.hdrLen + r.size))
+		ip.SetChecksum(0)
+		ip.SetChecksum(^ip.CalculateChecksum())
+	} else {
+		header.IPv6(packet).SetPayloadLength(uint16(r.hdrLen + r.size - header.IPv6MinimumSize))
+	}
+	if r.push {
+		packet[r.ipLen+header.TCPFlagsOffset] |= uint8(header.TCPFlagPsh)
+	}
+	return view
 }
 
 // plain parses the header of a packet and says whether it is TCP or UDP right
@@ -225,12 +247,21 @@ func flowOf(packet []byte, ipLen int) []byte {
 	return packet[8 : ipLen+4]
 }
 
-// viewOf copies a packet into memory of the stack's pools.
-func viewOf(packet []byte) *buffer.View { return buffer.NewViewWithData(packet) }
+// deliver copies one packet, whose headers are hdrLen bytes, into the stack.
+//
+// The headers get a piece of memory of their own: the stack copies a header's
+// whole piece when it looks at it a second time.
+func deliver(dispatcher stack.NetworkDispatcher, network tcpip.NetworkProtocolNumber, packet []byte, hdrLen int) {
+	copied := buffer.MakeWithView(buffer.NewViewWithData(packet[:hdrLen]))
+	if len(packet) > hdrLen {
+		copied.Append(buffer.NewViewWithData(packet[hdrLen:]))
+	}
+	deliverBuffer(dispatcher, network, copied)
+}
 
-// deliver hands one packet to the stack.
-func deliver(dispatcher stack.NetworkDispatcher, network tcpip.NetworkProtocolNumber, view *buffer.View) {
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(view)})
+// deliverBuffer hands one packet to the stack.
+func deliverBuffer(dispatcher stack.NetworkDispatcher, network tcpip.NetworkProtocolNumber, packet buffer.Buffer) {
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: packet})
 	dispatcher.DeliverNetworkPacket(network, pkt)
 	pkt.DecRef()
 }

@@ -145,9 +145,9 @@ func (d *device) deliverUnusual() {
 		}
 		switch ipVersion(packet) {
 		case header.IPv4Version:
-			deliver(*dispatcher, header.IPv4ProtocolNumber, viewOf(packet))
+			deliver(*dispatcher, header.IPv4ProtocolNumber, packet, len(packet))
 		case header.IPv6Version:
-			deliver(*dispatcher, header.IPv6ProtocolNumber, viewOf(packet))
+			deliver(*dispatcher, header.IPv6ProtocolNumber, packet, len(packet))
 		}
 	}
 }
