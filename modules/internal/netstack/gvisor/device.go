@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"golang.zx2c4.com/wireguard/tun"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
@@ -147,9 +148,29 @@ func (d *device) deliverUnusual() {
 		case header.IPv4Version:
 			deliver(*dispatcher, header.IPv4ProtocolNumber, packet, len(packet))
 		case header.IPv6Version:
+			knowUnreachable(packet)
 			deliver(*dispatcher, header.IPv6ProtocolNumber, packet, len(packet))
 		}
 	}
+}
+
+// knowUnreachable turns a message that a destination cannot be reached into
+// the kind that the stack acts on. Of ICMPv6's reasons (RFC 4443, section 3.1)
+// it knows "no route" and "port"; a home's router says "address" when a
+// machine is off, and the dial is to fail then and not to time out.
+func knowUnreachable(packet []byte) {
+	const at = header.IPv6MinimumSize
+	if len(packet) < at+header.ICMPv6DstUnreachableMinimumSize || packet[6] != uint8(header.ICMPv6ProtocolNumber) {
+		return
+	}
+	icmp := header.ICMPv6(packet[at:])
+	code := icmp.Code()
+	if icmp.Type() != header.ICMPv6DstUnreachable || code == header.ICMPv6NetworkUnreachable || code == header.ICMPv6PortUnreachable {
+		return
+	}
+	icmp.SetCode(header.ICMPv6NetworkUnreachable)
+	// RFC 1624, equation 3, for a field that becomes 0.
+	icmp.SetChecksum(^checksum.Combine(^icmp.Checksum(), ^uint16(code)))
 }
 
 // stop ends Write and the device's goroutine.

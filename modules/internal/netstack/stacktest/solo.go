@@ -533,3 +533,47 @@ func mssOf(tcp []byte) int {
 	}
 	return 0
 }
+
+// testUnreachable answers SYNs with the ICMP messages of a router behind the
+// peer.
+func testUnreachable(t *testing.T, newStack New) {
+	stack := newStackFor(t, newStack, Config{Name: "a", MTU: mtu, Addresses: hereAddresses})
+	w := newWire(t, stack)
+	unreachable := []error{syscall.EHOSTUNREACH, syscall.ENETUNREACH}
+	refused := []error{syscall.ECONNREFUSED}
+	tests := []struct {
+		name       string
+		family     family
+		kind, code byte
+		want       []error
+	}{
+		{"IPv4 network", families[0], 3, 0, unreachable},
+		{"IPv4 host", families[0], 3, 1, unreachable},
+		{"IPv4 prohibited", families[0], 3, 13, unreachable},
+		{"IPv4 port", families[0], 3, 3, refused},
+		{"IPv6 no route", families[1], 1, 0, unreachable},
+		{"IPv6 prohibited", families[1], 1, 1, append(unreachable, syscall.EACCES)},
+		{"IPv6 address", families[1], 1, 3, unreachable},
+		{"IPv6 port", families[1], 1, 4, refused},
+	}
+	for i, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			port := uint16(1000 + i)
+			failed := make(chan error, 1)
+			go func() {
+				_, err := stack.DialTCP(within(t), netip.AddrPort{}, netip.AddrPortFrom(test.family.there, port))
+				failed <- err
+			}()
+			syn := w.want("SYN", func(p parsed) bool {
+				return p.protocol == protocolTCP && binary.BigEndian.Uint16(p.payload[2:]) == port
+			})
+			protocol := byte(protocolICMP)
+			if test.family.here.Is6() {
+				protocol = protocolICMPv6
+			}
+			message := append([]byte{test.kind, test.code, 0, 0, 0, 0, 0, 0}, ipPacket(syn.from, syn.to, syn.protocol, syn.payload)...)
+			w.send(ipPacket(test.family.there, syn.from, protocol, message))
+			wantError(t, "dialing", <-failed, test.want...)
+		})
+	}
+}

@@ -159,6 +159,7 @@ var soloTests = []struct {
 	{"ping", testPing},
 	{"isolation", testIsolation},
 	{"MSS follows MTU", testMSS},
+	{"unreachable", testUnreachable},
 }
 
 // pair is two stacks that are joined.
