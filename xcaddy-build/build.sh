@@ -25,13 +25,6 @@ case ${1-} in
 	exit 0
 	;;
 esac
-for target in "$@"; do
-	case $target in
-	*/*/*/* | /* | */ | *' '*) die "\"$target\" is no target: it is os/arch, or linux/arm/7" ;;
-	*/*) ;;
-	*) die "\"$target\" is no target: it is os/arch, such as linux/arm64" ;;
-	esac
-done
 
 # What a build says must come from its arguments and from go.mod alone.
 unset GOOS GOARCH GOARM GOAMD64 GOARM64 CADDY_VERSION GOBIN \
@@ -54,6 +47,15 @@ case $toolchain in
 go*) GOTOOLCHAIN=${toolchain%% *} && export GOTOOLCHAIN ;;
 esac
 
+for target in "$@"; do
+	case $target in
+	linux/arm/[567]) ;;
+	*/*/*) die "\"$target\" is no target: only linux/arm has variants, and they are 5, 6 and 7" ;;
+	*) go tool dist list | grep -qxF -e "$target" ||
+		die "\"$target\" is no target: it is os/arch, such as linux/arm64, out of: $(go tool dist list | tr '\n' ' ')" ;;
+	esac
+done
+
 work=$(mktemp -d "${TMPDIR:-/tmp}/homeward-build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT
@@ -71,11 +73,12 @@ run() {
 	fi
 }
 
+offline="Offline? Then go through a proxy that has it (GOPROXY=…), or build once with a network: after that, none is needed."
 say "Fetching the modules that go.mod and go.sum name (nothing is fetched twice)"
 fetch() { go mod download && go -C xcaddy-build/tools mod download; }
 if ! fetch >"$work/log" 2>&1; then
 	tail -n 20 "$work/log" >&2
-	die "cannot fetch a module. Offline? Then go through a proxy that has it (GOPROXY=…), or build once with a network: after that, none is needed."
+	die "cannot fetch a module. $offline"
 fi
 run "building xcaddy" go -C xcaddy-build/tools build -trimpath -o "$work/xcaddy" github.com/caddyserver/xcaddy/cmd/xcaddy
 
@@ -88,6 +91,35 @@ version_of() {
 caddy=$(version_of github.com/caddyserver/caddy/v2)
 l4=$(version_of github.com/mholt/caddy-l4)
 duckdns=$(version_of github.com/caddy-dns/duckdns)
+
+# xcaddy pins modules in a go.mod of its own, step by step, and so looks at
+# modules that ours never loads (such as the v1 of what is used as v2). These
+# steps fetch them: they name versions, as xcaddy's first steps do, and the rest
+# is settled by reading what is imported, not by asking for what is newest.
+prime() {
+	mkdir -p "$work/prime" && cd "$work/prime" || return 1
+	cat >main.go <<-EOF
+		package main
+
+		import (
+			_ "github.com/caddyserver/caddy/v2/cmd"
+			_ "github.com/caddyserver/caddy/v2/modules/standard"
+			_ "$module/modules"
+			_ "github.com/mholt/caddy-l4"
+			_ "github.com/caddy-dns/duckdns"
+		)
+	EOF
+	go mod init caddy && go mod edit -replace "$module=$root" && cp "$root/go.sum" . &&
+		go get "github.com/caddyserver/caddy/v2@$caddy" &&
+		go get "github.com/mholt/caddy-l4@$l4" "github.com/caddyserver/caddy/v2@$caddy" &&
+		go get "github.com/caddy-dns/duckdns@$duckdns" "github.com/caddyserver/caddy/v2@$caddy" &&
+		go mod edit -require "$module@v0.0.0-00010101000000-000000000000" &&
+		go list -mod=mod -deps .
+}
+if ! (prime) >"$work/log" 2>&1; then
+	tail -n 20 "$work/log" >&2
+	die "cannot fetch a module. $offline"
+fi
 
 # `caddy version` says which Homeward it has, as far as that is known.
 commit=$(git -C "$root" describe --always --dirty --exclude '*' 2>/dev/null) || commit=
@@ -154,13 +186,6 @@ for target in "$@"; do
 	GOARCH=${arch%%/*}
 	GOARM=
 	case $arch in */*) GOARM=${arch#*/} ;; esac
-	go tool dist list | grep -qx "$GOOS/$GOARCH" || die "Go cannot build for $target; it can for: $(go tool dist list | tr '\n' ' ')"
-	if [ -n "$GOARM" ]; then
-		case $GOARCH/$GOARM in
-		arm/5 | arm/6 | arm/7) ;;
-		*) die "\"$target\" is no target: only arm has variants, and they are 5, 6 and 7" ;;
-		esac
-	fi
 	out=dist/caddy-$GOOS-$GOARCH${GOARM:+v$GOARM}
 	[ "$GOOS" = windows ] && out=$out.exe
 	say "Building $out: Caddy $caddy, caddy-l4 $l4, duckdns $duckdns (the first time takes minutes)"
