@@ -343,7 +343,10 @@ func TestStreamsLeaveNothing(t *testing.T) {
 	w.serveTCP(7, echo)
 	port := freePort(t, "tcp")
 	w.load("127.0.0.1:$1 {\nroute {\nwireguard home:7\n}\n}", port)
-	mustEcho(t, w.dial(port), "warm")
+	warm := w.dial(port)
+	mustEcho(t, warm, "warm")
+	warm.Close()
+	w.lines.next("relayed connection") // the log's own goroutine runs by now
 
 	settles := func(want int) {
 		t.Helper()
@@ -395,7 +398,7 @@ func TestStreamsLeaveNothing(t *testing.T) {
 		t.Errorf("%d of %d connections failed", n, connections)
 	}
 	settles(before)
-	if n := relay.Streams.Len(); n > 1 {
+	if n := relay.Streams.Len(); n > 0 {
 		t.Errorf("%d streams left", n)
 	}
 }
