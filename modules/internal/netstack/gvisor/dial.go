@@ -37,7 +37,7 @@ func (s *Stack) DialTCP(ctx context.Context, local, remote netip.AddrPort) (nets
 	if err := s.checkDial(local, remote); err != nil {
 		return fail(err)
 	}
-	if err := context.Cause(ctx); err != nil {
+	if err := ctx.Err(); err != nil {
 		return fail(err)
 	}
 	var conn *tcpConn
@@ -83,7 +83,7 @@ func (s *Stack) DialUDP(ctx context.Context, local, remote netip.AddrPort) (nets
 	if err := s.checkDial(local, remote); err != nil {
 		return fail(err)
 	}
-	if err := context.Cause(ctx); err != nil {
+	if err := ctx.Err(); err != nil {
 		return fail(err)
 	}
 	var conn *udpConn

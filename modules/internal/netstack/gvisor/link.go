@@ -17,14 +17,24 @@ type link struct {
 	out        *outQueue
 }
 
-// WritePackets queues packets, and waits for room for those that may wait.
+// WritePacket queues a packet, and waits for room if the packet may wait. That
+// the link is its own queueing discipline saves the list, and its allocation,
+// that WritePackets is given for each packet.
+func (l *link) WritePacket(pkt *stack.PacketBuffer) tcpip.Error {
+	if l.out.push(pkt, mayWait(pkt)) {
+		return nil
+	}
+	if l.out.closed.Load() {
+		return &tcpip.ErrClosedForSend{}
+	}
+	return &tcpip.ErrNoBufferSpace{}
+}
+
+// WritePackets queues packets one by one.
 func (l *link) WritePackets(packets stack.PacketBufferList) (int, tcpip.Error) {
 	for n, pkt := range packets.AsSlice() {
-		if !l.out.push(pkt, mayWait(pkt)) {
-			if l.out.closed.Load() {
-				return n, &tcpip.ErrClosedForSend{}
-			}
-			return n, &tcpip.ErrNoBufferSpace{}
+		if err := l.WritePacket(pkt); err != nil {
+			return n, err
 		}
 	}
 	return packets.Len(), nil
@@ -75,6 +85,7 @@ func (l *link) Close()                                  {}
 func (l *link) SetOnCloseAction(func())                 {}
 
 var (
-	_ stack.LinkEndpoint = (*link)(nil)
-	_ stack.GSOEndpoint  = (*link)(nil)
+	_ stack.LinkEndpoint       = (*link)(nil)
+	_ stack.GSOEndpoint        = (*link)(nil)
+	_ stack.QueueingDiscipline = (*link)(nil)
 )

@@ -47,11 +47,12 @@ type tcpConn struct {
 
 	// readMu lets one Read at a time wait for a token; writeMu does so for
 	// Write, and keeps its bytes together. They also guard what is passed to
-	// the stack by pointer and would escape otherwise.
+	// the stack by pointer and would escape otherwise. The stack keeps from
+	// for longer than the connection, which therefore must not contain it.
 	readMu  sync.Mutex
 	into    tcpip.SliceWriter
 	writeMu sync.Mutex
-	from    bytes.Reader
+	from    *bytes.Reader
 
 	closed    chan struct{}
 	isClosed  atomic.Bool
@@ -59,7 +60,7 @@ type tcpConn struct {
 }
 
 func newTCPConn(sock socket) *tcpConn {
-	c := &tcpConn{socket: sock, closed: make(chan struct{})}
+	c := &tcpConn{socket: sock, from: new(bytes.Reader), closed: make(chan struct{})}
 	c.readEntry, c.readable = newEntry(waiter.ReadableEvents | hangUp)
 	c.writeEntry, c.writable = newEntry(waiter.WritableEvents | hangUp)
 	c.queue.EventRegister(&c.readEntry)
@@ -80,7 +81,7 @@ func (c *tcpConn) connected(ctx context.Context) error {
 		select {
 		case <-c.writable:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return ctx.Err()
 		}
 	}
 	if err := c.endpoint.LastError(); err != nil {
@@ -186,7 +187,7 @@ func (c *tcpConn) write(b []byte) (int, error) {
 			return written, nil
 		}
 		c.from.Reset(b[written:min(len(b), written+writeSize)])
-		n, err := c.endpoint.Write(&c.from, tcpip.WriteOptions{})
+		n, err := c.endpoint.Write(c.from, tcpip.WriteOptions{})
 		c.from.Reset(nil)
 		written += int(n)
 		switch err.(type) {
@@ -223,6 +224,9 @@ func (c *tcpConn) Close() error {
 		c.readDeadline.set(time.Time{})
 		c.writeDeadline.set(time.Time{})
 		c.endpoint.Close()
+		// The endpoint lives on, up to a minute or more.
+		c.queue.EventUnregister(&c.readEntry)
+		c.queue.EventUnregister(&c.writeEntry)
 	})
 	return opError("close", "tcp", c.local, c.remote, err)
 }
