@@ -20,7 +20,7 @@ import (
 
 // relay is a Caddy in this process with one site that any host gets to.
 type relay struct {
-	address string // of the site
+	address string // of the site, as last loaded
 	log     string // path of the log
 	name    string // of the transport module
 	globals string // Caddyfile lines for the global options
@@ -54,7 +54,6 @@ func prepareRelay(t *testing.T, name, globals string) *relay {
 	t.Helper()
 	t.Cleanup(func() { _ = caddy.Stop() })
 	return &relay{
-		address: "127.0.0.1:" + freePort(t),
 		log:     filepath.Join(t.TempDir(), "log.json"),
 		name:    name,
 		globals: globals,
@@ -65,6 +64,9 @@ func prepareRelay(t *testing.T, name, globals string) *relay {
 // proxy, and the transport's transport. It may be called again.
 func (r *relay) load(t *testing.T, upstreams, proxy, transport string) error {
 	t.Helper()
+	// A port of its own for each configuration: Caddy opens a second socket
+	// for a port that stays, and resets what waits in the first one's queue.
+	r.address = "127.0.0.1:" + freePort(t)
 	text := fmt.Sprintf(`{
 	admin off
 	auto_https off
@@ -114,12 +116,14 @@ func (r *relay) do(t *testing.T, method, host, path, body string) (int, sight, h
 	transport := &http.Transport{DisableKeepAlives: true}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return 0, sight{}, nil
 	}
 	defer resp.Body.Close()
 	content, err := io.ReadAll(resp.Body)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return 0, sight{}, nil
 	}
 	var s sight
 	if resp.Header.Get("Content-Type") == "application/json" {
@@ -171,16 +175,24 @@ func eventually(t *testing.T, what string, true_ func() bool) {
 // send sends a request and returns the status and what home saw.
 func (r *relay) send(t *testing.T, req *http.Request) (int, sight) {
 	t.Helper()
-	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	status, s, err := try(req)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return status, s
+}
+
+func try(req *http.Request) (int, sight, error) {
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		return 0, sight{}, err
 	}
 	defer resp.Body.Close()
 	var s sight
 	if resp.StatusCode == http.StatusOK {
 		if err := json.NewDecoder(resp.Body).Decode(&s); err != nil && err != io.EOF {
-			t.Fatal(err)
+			return 0, sight{}, err
 		}
 	}
-	return resp.StatusCode, s
+	return resp.StatusCode, s, nil
 }
