@@ -86,9 +86,12 @@ func NewHome(t testing.TB, namespace *Namespace, keys TunnelKeys, config HomeCon
 func (h *Home) Up(t testing.TB) {
 	t.Helper()
 	cmd := h.Command(WireGuardGo(t), "-f", h.Interface)
-	cmd.Env = append(cmd.Environ(), "LOG_LEVEL=verbose")
 	h.process = Start(t, "wireguard-go", cmd)
-	h.process.WaitLog(t, 0, "UAPI listener started", 10*time.Second)
+	// The control socket of a home that was killed stays behind, so what tells
+	// is that somebody answers.
+	Eventually(t, 10*time.Second, func() error {
+		return exec.Command("wg", "show", h.Interface).Run()
+	})
 
 	keepalive := "off"
 	if h.config.Keepalive > 0 {

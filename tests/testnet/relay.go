@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -150,14 +151,25 @@ func (r *Relay) waitServing(t testing.TB) {
 // it.
 var panicPattern = regexp.MustCompile(`(?m)^panic: .*|http: panic serving.*|^fatal error: .*`)
 
-// dataRace is the first report of the race detector in a log, or nothing.
+// knownRaces are of the software that the relay is built with, and are named
+// in the race detector's report by these functions.
+var knownRaces = []string{
+	// Caddy v2.11.9: the HTTP/2 client closes a request's body while it still
+	// reads from it, which net/http allows and this wrapper does not expect.
+	"caddyhttp/reverseproxy.(*bodyNopCloserIfNotRead)",
+}
+
+// dataRace is the first report of the race detector in a log that is not
+// known, or nothing.
 func dataRace(log string) string {
-	_, report, found := strings.Cut(log, "WARNING: DATA RACE")
-	if !found {
-		return ""
+	for _, report := range strings.Split(log, "WARNING: DATA RACE")[1:] {
+		report, _, _ = strings.Cut(report, "==================")
+		known := func(function string) bool { return strings.Contains(report, function) }
+		if !slices.ContainsFunc(knownRaces, known) {
+			return report
+		}
 	}
-	report, _, _ = strings.Cut(report, "==================")
-	return report
+	return ""
 }
 
 // Command prepares a command of the relay's binary, such as `validate`, run
