@@ -1,6 +1,7 @@
 package stacktest
 
 import (
+	"context"
 	"crypto/sha256"
 	"io"
 	"net/netip"
@@ -74,6 +75,12 @@ func testLiveAddresses(t *testing.T, p *pair, f family) {
 	exchangeOver(t, p, kept)
 	if _, err := p.there.ListenTCP(netip.AddrPortFrom(fresh, 80)); err == nil {
 		t.Error("listening on an address that has gone works")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if conn, err := p.here.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(fresh, 8080)); err == nil {
+		t.Error("an address that has gone still accepts")
+		conn.Close()
 	}
 	for _, bad := range [][]netip.Prefix{
 		prefixes("0.0.0.0/0"), prefixes("127.0.0.1/8"), prefixes("224.0.0.1/32"),

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
 // serveEcho answers every connection of a listener with what it sends.
@@ -97,6 +99,38 @@ func testManyConnections(t *testing.T, p *pair) {
 	}
 	listener.Close()
 	servers.Wait()
+}
+
+// testBusyConnections has many connections send as fast as they can in both
+// directions at once. Both stacks then always have something to send while
+// something arrives: whoever waits for the wrong thing is stuck here.
+func testBusyConnections(t *testing.T, p *pair) {
+	const count, size = 40, 1 << 20
+	listener := listen(t, p, families[0])
+	errs := make(chan error, 4*count)
+	run := func(conn netstack.TCPConn) {
+		go func() {
+			_, err := stream(conn, 1, size)
+			errs <- err
+		}()
+		go func() {
+			n, err := io.Copy(io.Discard, conn)
+			if err == nil && n != size {
+				err = fmt.Errorf("got %d bytes of %d", n, size)
+			}
+			errs <- err
+		}()
+	}
+	for range count {
+		dialed, accepted := connect(t, p, listener)
+		run(dialed)
+		run(accepted)
+	}
+	for range 4 * count {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // testParallelDials opens many connections at the same moment and keeps all of

@@ -93,6 +93,7 @@ func Run(t *testing.T, newStack New) {
 			t.Run("dual stack", func(t *testing.T) { testDualStack(t, newPair(t, newStack, joint.join)) })
 			t.Run("live MTU", func(t *testing.T) { testLiveMTU(t, newPair(t, newStack, joint.join)) })
 			t.Run("many connections", func(t *testing.T) { testManyConnections(t, newPair(t, newStack, joint.join)) })
+			t.Run("many busy connections", func(t *testing.T) { testBusyConnections(t, newPair(t, newStack, joint.join)) })
 			t.Run("many dials at once", func(t *testing.T) { testParallelDials(t, newPair(t, newStack, joint.join)) })
 		})
 	}

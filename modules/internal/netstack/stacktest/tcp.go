@@ -400,6 +400,17 @@ func testTCPKeepAlive(t *testing.T, p *pair, f family) {
 		}
 	}
 	exchange(t, dialed, accepted)
+
+	// A peer that is silently gone is found out.
+	err := dialed.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.there.SetAddresses(nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = dialed.Read(make([]byte, 1))
+	wantError(t, "reading from a peer that is gone", err, syscall.ETIMEDOUT)
 }
 
 func testTCPBusyPort(t *testing.T, p *pair, f family) {
