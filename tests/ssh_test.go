@@ -22,6 +22,7 @@ func TestSSH(t *testing.T) {
 
 	t.Run("login", func(t *testing.T) {
 		login(t, w, server)
+		w.relay.WaitLog(t, 0, `relayed connection.*`+testnet.ClientIP+`.*home:22`, 5*time.Second)
 	})
 
 	t.Run("copy", func(t *testing.T) {
@@ -51,6 +52,25 @@ func TestSSH(t *testing.T) {
 				t.Errorf("%s has hash %s, want %s", path, got, stream.Sum())
 			}
 		}
+	})
+
+	// A terminal with a program that draws on it, as people work with.
+	t.Run("tmux", func(t *testing.T) {
+		testnet.Need(t, "tmux")
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		cmd := server.Terminal(ctx, w.Client, testnet.Endpoint, "2022",
+			"TERM=xterm tmux -f /dev/null -S "+filepath.Join(server.Folder, "tmux")+" new-session 'read line; echo got:$line; read line'")
+		keyboard, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		terminal := testnet.Start(t, "ssh", cmd)
+		terminal.WaitLog(t, 0, `\[0\]`, 15*time.Second) // tmux's status line
+		io.WriteString(keyboard, "hello\r")
+		terminal.WaitLog(t, 0, `got:hello`, 15*time.Second)
+		io.WriteString(keyboard, "\r")
+		<-terminal.Exited()
 	})
 
 	t.Run("20 logins at once", func(t *testing.T) {

@@ -76,6 +76,12 @@ func (s *SSH) Login(ctx context.Context, from *testnet.Namespace, host, port str
 	return from.CommandContext(ctx, "ssh", append(args, command...)...)
 }
 
+// Terminal is Login with a terminal at home, whatever stdin is here.
+func (s *SSH) Terminal(ctx context.Context, from *testnet.Namespace, host, port string, command ...string) *exec.Cmd {
+	args := append(s.options(), "-tt", "-p", port, "root@"+host)
+	return from.CommandContext(ctx, "ssh", append(args, command...)...)
+}
+
 // Copy prepares an scp command with the same options.
 func (s *SSH) Copy(ctx context.Context, from *testnet.Namespace, port, source, target string) *exec.Cmd {
 	return from.CommandContext(ctx, "scp", append(s.options(), "-P", port, source, target)...)

@@ -2,6 +2,7 @@ package testnet
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -129,6 +130,7 @@ PersistentKeepalive = %s
 func (h *Home) Down(t testing.TB) {
 	t.Helper()
 	h.process.Kill()
+	os.Remove(controlSocket(h.Interface))
 	// The TUN goes with its process, a moment later.
 	Eventually(t, 5*time.Second, func() error {
 		if h.Command("ip", "link", "show", h.Interface).Run() == nil {
@@ -137,6 +139,9 @@ func (h *Home) Down(t testing.TB) {
 		return nil
 	})
 }
+
+// controlSocket is where wg(8) finds wireguard-go.
+func controlSocket(name string) string { return "/var/run/wireguard/" + name + ".sock" }
 
 // Log is wireguard-go's log.
 func (h *Home) Log() *Log { return h.process.Log }

@@ -31,6 +31,7 @@ type Relay struct {
 	namespace *Namespace
 	binary    string
 	roots     string
+	secrets   []string
 	log       *Log
 }
 
@@ -93,9 +94,10 @@ func (r *Relay) Follow(t testing.TB, path string) {
 }
 
 // Secret writes a file into the relay's folder that only the relay may read,
-// and returns its path.
+// and returns its path. The test fails if the content is in the relay's log.
 func (r *Relay) Secret(t testing.TB, name, content string) string {
 	t.Helper()
+	r.secrets = append(r.secrets, content)
 	path := filepath.Join(r.Folder, name)
 	WriteFile(t, path, []byte(content+"\n"), 0o600)
 	if err := os.Chown(path, RelayUID, RelayUID); err != nil {
@@ -119,6 +121,11 @@ func (r *Relay) Start(t testing.TB, caddyfile string) {
 	r.Process = StartLogging(t, "relay", r.Command("run", "--config", path, "--adapter", "caddyfile"), r.log)
 	r.waitServing(t)
 	t.Cleanup(func() {
+		for _, secret := range r.secrets {
+			if strings.Contains(r.Log.String(), secret) {
+				t.Error("the relay's log has a secret")
+			}
+		}
 		if race := dataRace(r.Log.String()); race != "" {
 			t.Errorf("the race detector found in the relay:\n%s", race)
 		}

@@ -119,6 +119,10 @@ func sweep(pid int) {
 	for _, name := range names {
 		removeNamespace(filepath.Base(name))
 	}
+	sockets, _ := filepath.Glob(controlSocket(fmt.Sprintf("wg%d-*", pid)))
+	for _, socket := range sockets {
+		os.Remove(socket)
+	}
 	folders, _ := filepath.Glob(filepath.Join(os.TempDir(), fmt.Sprintf("homeward-%d-*", pid)))
 	for _, folder := range folders {
 		os.RemoveAll(folder)
