@@ -127,8 +127,17 @@ run_tests() {
 		say "what failed in $name"
 		failures <"$log" | tail -n 400
 	fi
-	while read -r reason; do left_out+=("$reason"); done < <(grep -hoE 'left out: .*' "$log" | sort | uniq -c | sed -E 's/^ *([0-9]+) left out: (.*)/\2 (\1 tests)/')
+	while read -r reason; do left_out+=("$reason"); done < <(skipped <"$log")
 	return $status
+}
+
+# skipped lists why tests were skipped, and which.
+skipped() {
+	awk '
+		match($0, /left out: /) { reason = substr($0, RSTART + RLENGTH); next }
+		/^ *--- SKIP: / { names[reason] = names[reason] " " $3 }
+		END { for (reason in names) print reason ":" names[reason] }
+	' | sort
 }
 
 # failures keeps the parts of a log that belong to failed tests.
