@@ -16,9 +16,6 @@ import (
 	"github.com/homeward-relay/homeward/modules/wireguard"
 )
 
-// keepAliveProbes is how many unanswered probes end a TCP connection.
-const keepAliveProbes = 3
-
 // dial connects to the upstream of ctx's attempt through its tunnel, and has
 // said what the PROXY protocol says when it returns.
 func (t *Transport) dial(ctx context.Context) (net.Conn, error) {
@@ -60,17 +57,12 @@ func (t *Transport) dialOptions(a *attempt) wireguard.DialOptions {
 }
 
 func (t *Transport) prepare(conn net.Conn, a *attempt) error {
-	if c, ok := conn.(interface {
-		SetKeepAliveConfig(net.KeepAliveConfig) error
-	}); ok {
-		interval := time.Duration(t.KeepAlive.ProbeInterval)
-		config := net.KeepAliveConfig{Enable: interval > 0, Idle: interval, Interval: interval, Count: keepAliveProbes}
-		if t.http3() && interval == 0 { // an upgraded connection beside HTTP/3
-			config = net.KeepAliveConfig{Enable: true, Idle: defaultProbeInterval, Interval: defaultProbeInterval, Count: keepAliveProbes}
-		}
-		if err := c.SetKeepAliveConfig(config); err != nil {
-			return fmt.Errorf("setting keep-alive: %w", err)
-		}
+	interval := time.Duration(t.KeepAlive.ProbeInterval)
+	if interval == 0 { // an upgraded connection beside HTTP/3
+		interval = defaultProbeInterval
+	}
+	if err := setLiveness(conn, interval); err != nil {
+		return err
 	}
 	if t.ProxyProtocol != "" {
 		if err := writeProxyHeader(conn, t.ProxyProtocol, a.client, a.reached); err != nil {

@@ -135,6 +135,9 @@ func TestTunnelVersions(t *testing.T) {
 		{"3 by IPv6", "https://[fd77::2]:" + h.secure, trust + "versions 3", "HTTP/3.0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if r.name = "wireguard"; strings.HasSuffix(c.name, "by tunnel") {
+				r.name = "wireguard wg0"
+			}
 			r.mustLoad(t, c.upstream, "", c.transport)
 			var group sync.WaitGroup
 			for i := range 12 {
