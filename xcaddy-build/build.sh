@@ -30,7 +30,7 @@ esac
 unset GOOS GOARCH GOARM GOAMD64 GOARM64 CADDY_VERSION GOBIN \
 	XCADDY_RACE_DETECTOR XCADDY_SKIP_BUILD XCADDY_SKIP_CLEANUP XCADDY_DEBUG \
 	XCADDY_GO_BUILD_FLAGS XCADDY_GO_MOD_FLAGS XCADDY_SETCAP XCADDY_WHICH_GO
-export GOWORK=off CGO_ENABLED=0
+export GOWORK=off CGO_ENABLED=0 LC_ALL=C
 
 cd "$root"
 command -v go >/dev/null 2>&1 ||
@@ -73,13 +73,18 @@ run() {
 	fi
 }
 
-offline="Offline? Then go through a proxy that has it (GOPROXY=…), or build once with a network: after that, none is needed."
+# unfetched says why modules are missing, out of what Go printed.
+unfetched() {
+	tail -n 20 "$work/log" >&2
+	if grep -q 'SECURITY ERROR' "$work/log"; then
+		die "a module is not the one that go.sum names, see above. Do not build with it; a proxy (GOPROXY) that is wrong or go.sum that was changed may be why."
+	fi
+	die "cannot fetch a module. Offline? Then go through a proxy that has it (GOPROXY=…), or build once with a network: after that, none is needed."
+}
+
 say "Fetching the modules that go.mod and go.sum name (nothing is fetched twice)"
 fetch() { go mod download && go -C xcaddy-build/tools mod download; }
-if ! fetch >"$work/log" 2>&1; then
-	tail -n 20 "$work/log" >&2
-	die "cannot fetch a module. $offline"
-fi
+fetch >"$work/log" 2>&1 || unfetched
 run "building xcaddy" go -C xcaddy-build/tools build -trimpath -o "$work/xcaddy" github.com/caddyserver/xcaddy/cmd/xcaddy
 
 # The versions are those of go.mod, which is the only place that has them.
@@ -95,9 +100,11 @@ duckdns=$(version_of github.com/caddy-dns/duckdns)
 # xcaddy pins modules in a go.mod of its own, step by step, and so looks at
 # modules that ours never loads (such as the v1 of what is used as v2). These
 # steps fetch them: they name versions, as xcaddy's first steps do, and the rest
-# is settled by reading what is imported, not by asking for what is newest.
+# is settled by reading what is imported, not by asking for what is newest. What
+# is fetched is verified by go.sum, or else by the checksum database.
 prime() {
-	mkdir -p "$work/prime" && cd "$work/prime" || return 1
+	rm -rf "$work/prime"
+	mkdir "$work/prime" && cd "$work/prime" || return 1
 	cat >main.go <<-EOF
 		package main
 
@@ -110,35 +117,38 @@ prime() {
 		)
 	EOF
 	go mod init caddy && go mod edit -replace "$module=$root" && cp "$root/go.sum" . &&
-		go get "github.com/caddyserver/caddy/v2@$caddy" &&
-		go get "github.com/mholt/caddy-l4@$l4" "github.com/caddyserver/caddy/v2@$caddy" &&
-		go get "github.com/caddy-dns/duckdns@$duckdns" "github.com/caddyserver/caddy/v2@$caddy" &&
+		"$1" go get "github.com/caddyserver/caddy/v2@$caddy" &&
+		"$1" go get "github.com/mholt/caddy-l4@$l4" "github.com/caddyserver/caddy/v2@$caddy" &&
+		"$1" go get "github.com/caddy-dns/duckdns@$duckdns" "github.com/caddyserver/caddy/v2@$caddy" &&
 		go mod edit -require "$module@v0.0.0-00010101000000-000000000000" &&
-		go list -mod=mod -deps .
+		"$1" go list -mod=mod -deps .
 }
-if ! (prime) >"$work/log" 2>&1; then
-	tail -n 20 "$work/log" >&2
-	die "cannot fetch a module. $offline"
-fi
+
+# sealed COMMAND... runs it with nothing but what was fetched and verified.
+sealed() {
+	env GOPROXY="file://$(go env GOMODCACHE)/cache/download" GOSUMDB=off GONOSUMDB= GONOPROXY= GOPRIVATE= GOFLAGS= "$@"
+}
+(prime sealed) >"$work/log" 2>&1 || (prime env) >"$work/log" 2>&1 || unfetched
 
 # `caddy version` says which Homeward it has, as far as that is known.
 commit=$(git -C "$root" describe --always --dirty --exclude '*' 2>/dev/null) || commit=
 custom=$caddy+homeward${commit:+.$commit}
 
-# pinned lists each module that a build for $GOOS/$GOARCH is made of.
+# pinned lists each module that a build for $GOOS/$GOARCH is made of by our
+# go.mod, with its hash in go.sum.
 pinned() {
-	go list -deps -tags "$tags" -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}}{{end}}{{end}}' ./xcaddy-build | sort -u
+	go list -deps -tags "$tags" -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}}{{end}}{{end}}' ./xcaddy-build >"$work/modules" &&
+		awk 'NR == FNR {used[$1, $2] = 1; next} ($1, $2) in used' "$work/modules" go.sum | sort
 }
 
 # build OUTPUT builds for $GOOS/$GOARCH. xcaddy runs `go get` in a module of its
 # own, which would ask the network for lists of versions, and take the newest of
-# what nobody pinned. It gets a proxy that has nothing but what was fetched and
-# verified above; so it needs no checksum database either.
+# what nobody pinned. So it is sealed off: then it needs no checksum database
+# either.
 build() {
 	out=$1
 	mkdir -p "$(dirname "$out")"
-	run "building $out" env \
-		GOPROXY="file://$(go env GOMODCACHE)/cache/download" GOSUMDB=off GONOSUMDB= GONOPROXY= GOPRIVATE= GOFLAGS= \
+	run "building $out" sealed \
 		XCADDY_GO_BUILD_FLAGS="-trimpath -tags $tags -ldflags '-w -s -X github.com/caddyserver/caddy/v2.CustomVersion=$custom'" \
 		XCADDY_PRINT_VERSION=0 \
 		"$work/xcaddy" build "$caddy" --output "$work/caddy" \
@@ -146,12 +156,12 @@ build() {
 		--with "github.com/mholt/caddy-l4@$l4" \
 		--with "github.com/caddy-dns/duckdns@$duckdns"
 
-	pinned >"$work/pinned"
-	go version -m "$work/caddy" | awk -v own="$module" '$1 == "dep" && $2 != own {print $2, $3}' | sort >"$work/built"
+	pinned >"$work/pinned" || die "cannot list the modules of $out"
+	go version -m "$work/caddy" | awk -v own="$module" '$1 == "dep" && $2 != own {print $2, $3, $4}' | sort >"$work/built"
 	comm -13 "$work/pinned" "$work/built" >"$work/strays"
-	if [ -s "$work/strays" ]; then
+	if [ -s "$work/strays" ] || [ ! -s "$work/built" ]; then
 		cat "$work/strays" >&2
-		die "$out would have modules in versions that go.mod does not name, see above"
+		die "$out would have modules other than those of go.mod and go.sum, see above"
 	fi
 	# A Caddy that is running keeps the old file; this never writes into it.
 	cp "$work/caddy" "$out.new" && chmod 755 "$out.new" && mv -f "$out.new" "$out"
