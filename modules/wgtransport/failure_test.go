@@ -230,34 +230,43 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestCancel: a client that goes away while home is dialed is no failure of
-// home's, and does not spoil the dial for the others who wait for it.
+// TestCancel: a client that goes away while home is dialed does not spoil the
+// dial for the others who wait for it.
 func TestCancel(t *testing.T) {
 	ca := newAuthority(t)
 	h := startHome(t, loopbackSockets{}, ca, "a.example")
 	for _, versions := range []string{"1.1", "1.1 2", "3"} {
 		t.Run(versions, func(t *testing.T) {
-			r, _ := newRelay(t)
-			r.mustLoad(t, "https://home:"+h.secure, "", "versions "+versions+"\ntls_trust_pool file "+ca.file)
-			for range 20 {
-				ctx, cancel := context.WithCancel(t.Context())
+			r, tunnel := newRelay(t)
+			tunnel.hold = make(chan struct{})
+			r.mustLoad(t, "https://home:"+h.secure, "", map[bool]string{true: "", false: "max_conns_per_host 1\n"}[versions == "3"]+"versions "+versions+"\ntls_trust_pool file "+ca.file)
+			request := func(ctx context.Context) <-chan int {
+				statuses := make(chan int, 1)
 				req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.address+"/", nil)
 				if err != nil {
 					t.Fatal(err)
 				}
 				req.Host = "a.example"
-				done := make(chan struct{})
 				go func() {
-					defer close(done)
-					if resp, err := new(http.Transport).RoundTrip(req); err == nil {
-						_ = resp.Body.Close()
-					}
+					status, _, _ := try(req)
+					statuses <- status
 				}()
-				cancel()
-				if status, _ := r.get(t, "a.example", "/"); status != 200 {
-					t.Errorf("status %d", status)
-				}
-				<-done
+				return statuses
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			first := request(ctx)
+			eventually(t, "the dial", func() bool { return len(tunnel.dialed()) == 1 })
+			second := request(t.Context())
+			r.loggedTimes(t, 2, "selected upstream")
+			cancel()
+			<-first
+			r.logged(t, `"status":499`)
+			close(tunnel.hold)
+			if status := <-second; status != 200 {
+				t.Errorf("status %d", status)
+			}
+			if n := len(tunnel.dialed()); n != 1 {
+				t.Errorf("%d dials", n)
 			}
 		})
 	}

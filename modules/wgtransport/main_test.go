@@ -85,6 +85,7 @@ type loopback struct {
 	conns  []net.Conn
 	client []netip.Addr
 	closed []net.PacketConn
+	hold   chan struct{} // if not nil, dials wait for it
 }
 
 func (l *loopback) reaches(host string) bool {
@@ -101,15 +102,22 @@ func (l *loopback) Check(host, tunnel string) error {
 	return fmt.Errorf("%s: %w", host, wireguard.ErrNoPeer)
 }
 
-func (l *loopback) Routes(_ context.Context, address string, options wireguard.DialOptions) ([]wireguard.Route, error) {
-	return l.routes("udp", address, options)
+func (l *loopback) Routes(ctx context.Context, address string, options wireguard.DialOptions) ([]wireguard.Route, error) {
+	return l.routes(ctx, "udp", address, options)
 }
 
-func (l *loopback) routes(network, address string, options wireguard.DialOptions) ([]wireguard.Route, error) {
+func (l *loopback) routes(ctx context.Context, network, address string, options wireguard.DialOptions) ([]wireguard.Route, error) {
 	l.mu.Lock()
 	l.dials = append(l.dials, network+" "+address)
 	l.client = append(l.client, options.Client)
 	l.mu.Unlock()
+	if l.hold != nil {
+		select {
+		case <-l.hold:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
@@ -121,7 +129,7 @@ func (l *loopback) routes(network, address string, options wireguard.DialOptions
 }
 
 func (l *loopback) Dial(ctx context.Context, network, address string, options wireguard.DialOptions) (net.Conn, wireguard.Route, error) {
-	routes, err := l.routes(network, address, options)
+	routes, err := l.routes(ctx, network, address, options)
 	if err != nil {
 		return nil, wireguard.Route{}, fmt.Errorf("dialing %s: %w", address, err)
 	}

@@ -80,6 +80,7 @@ func (r *relay) load(t *testing.T, upstreams, proxy, transport string) error {
 	%s
 }
 http://%s, http://:%s {
+	log
 	reverse_proxy %s {
 		%s
 		transport %s {
@@ -143,11 +144,17 @@ func (r *relay) get(t *testing.T, host, path string) (int, sight) {
 // logged waits until a line of the log has all the words.
 func (r *relay) logged(t *testing.T, words ...string) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("a log line with %q", words), func() bool {
+	r.loggedTimes(t, 1, words...)
+}
+
+func (r *relay) loggedTimes(t *testing.T, times int, words ...string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d log lines with %q", times, words), func() bool {
 		content, err := os.ReadFile(r.log)
 		if err != nil {
 			return false
 		}
+		found := 0
 	lines:
 		for line := range bytes.Lines(content) {
 			for _, word := range words {
@@ -155,9 +162,9 @@ func (r *relay) logged(t *testing.T, words ...string) {
 					continue lines
 				}
 			}
-			return true
+			found++
 		}
-		return false
+		return found >= times
 	})
 }
 
