@@ -47,7 +47,7 @@ func TestFailures(t *testing.T) {
 	}{
 		{"refused", "http://home:" + closed, "", "/", 502, []string{"dialing home:" + closed + ": the peer said no", "connection refused"}},
 		{"refused with TLS", "https://home:" + closed, trust, "/", 502, []string{"dialing home:" + closed + ": the peer said no"}},
-		{"no HTTP/3", "https://home:" + mute, trust + "versions 3\ndial_timeout 300ms", "/", 502, []string{"dialing home:" + mute, "did not answer by QUIC", "HTTP/3"}},
+		{"no HTTP/3", "https://home:" + mute, trust + "versions 3\ndial_timeout 300ms", "/", 502, []string{"dialing home:" + mute, "no answer by QUIC", "HTTP/3"}},
 		{"mute with TLS", "https://home:" + mute, trust + "tls_timeout 200ms", "/", 502, []string{"making a TLS connection with home:" + mute, "said nothing"}},
 		{"no TLS there", "https://home:" + h.plain, trust, "/", 502, []string{"making a TLS connection with home:" + h.plain, "does not look like a TLS handshake"}},
 		{"unknown authority", "https://home:" + h.secure, "tls_server_name a.example", "/", 502, []string{"signed by unknown authority", "tls_trust_pool"}},

@@ -78,7 +78,7 @@ func (p *pool) dialQUIC(ctx context.Context, config *tls.Config, quicConfig *qui
 			return conn, nil
 		}
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("%s did not answer by QUIC; check that the tunnel is up and that the upstream speaks HTTP/3 there: %w", route.Address, err)
+			err = t.tunnels.Explain(ctx, route, fmt.Errorf("no answer by QUIC, which HTTP/3 needs: %w", err))
 		} else {
 			err = handshakeError(a, err)
 		}

@@ -143,6 +143,8 @@ func (l *loopback) Dial(ctx context.Context, network, address string, options wi
 	return conn, routes[0], nil
 }
 
+func (l *loopback) Explain(_ context.Context, _ wireguard.Route, err error) error { return err }
+
 func (l *loopback) ListenPacket(_ context.Context, tunnel string) (net.PacketConn, error) {
 	if tunnel != "wg0" {
 		return nil, errors.New("no such tunnel")

@@ -83,6 +83,7 @@ type tunnels interface {
 	Dial(ctx context.Context, network, address string, options wireguard.DialOptions) (net.Conn, wireguard.Route, error)
 	Routes(ctx context.Context, address string, options wireguard.DialOptions) ([]wireguard.Route, error)
 	ListenPacket(ctx context.Context, tunnel string) (net.PacketConn, error)
+	Explain(ctx context.Context, route wireguard.Route, err error) error
 }
 
 const (

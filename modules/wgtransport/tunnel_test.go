@@ -249,7 +249,7 @@ func TestHomeAway(t *testing.T) {
 	ca := newAuthority(t)
 	for _, c := range []struct{ versions, log string }{
 		{"1.1 2", "peer home has never been heard of"},
-		{"3", "did not answer by QUIC"},
+		{"3", "no answer by QUIC"},
 	} {
 		t.Run(c.versions, func(t *testing.T) {
 			r, end := newTunneledRelay(t)

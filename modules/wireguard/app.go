@@ -37,6 +37,9 @@ type App struct {
 	logger  *zap.Logger
 	tunnels map[string]*claimed
 	peers   map[string]*claimed // by peer name; peer names are unique
+
+	started chan struct{} // closed by Start: dials may begin
+	ended   chan struct{} // closed by Cleanup
 }
 
 // claimed is one tunnel as this configuration wants it.
@@ -65,6 +68,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	repl := caddy.NewReplacer()
 	a.tunnels = make(map[string]*claimed)
 	a.peers = make(map[string]*claimed)
+	a.started, a.ended = make(chan struct{}), make(chan struct{})
 
 	parsed := make(map[string]*parsedTunnel)
 	for _, name := range slices.Sorted(maps.Keys(a.Tunnels)) {
@@ -109,6 +113,7 @@ func (a *App) Start() error {
 			return AtOrigin("tunnel "+name, err)
 		}
 	}
+	close(a.started)
 	return nil
 }
 
@@ -119,6 +124,9 @@ func (*App) Stop() error { return nil }
 // Cleanup gives up the claims on the tunnels. A tunnel that no configuration
 // claims any more goes down.
 func (a *App) Cleanup() error {
+	if a.ended != nil {
+		close(a.ended)
+	}
 	var errs []error
 	for name, c := range a.tunnels {
 		if err := c.claim.Release(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -160,6 +161,31 @@ func TestValidateOpensNoSocket(t *testing.T) {
 	}
 	if references, _ := pool.References("wg0"); references != 0 {
 		t.Errorf("%d references on the tunnel are left", references)
+	}
+}
+
+// Health checks begin in Provision, and with them dials.
+func TestDialWaitsForStart(t *testing.T) {
+	app := twoHomes(t)
+	app.started = make(chan struct{})
+	dialed := make(chan error, 1)
+	go func() {
+		_, _, err := app.Dial(t.Context(), "tcp", "home:80", DialOptions{})
+		dialed <- err
+	}()
+	if err := app.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-dialed:
+		if !errors.Is(err, errNotStarted) {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("it waits for ever")
+	}
+	if kind := app.tunnels["wg0"].claim.Tunnel().StackKind(); kind != "" {
+		t.Errorf("the tunnel came up: %s", kind)
 	}
 }
 

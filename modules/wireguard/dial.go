@@ -53,8 +53,13 @@ func FromContext(ctx caddy.Context) (*App, error) {
 // act on, and wrap the stack's, so that errors.Is works with
 // syscall.ECONNREFUSED, context.DeadlineExceeded and ErrNoPeer.
 //
-// A host with several addresses is tried at one after the other.
+// A host with several addresses is tried at one after the other. A dial that
+// comes before the configuration has started waits for that, so that one which
+// is only validated opens no socket: health checks begin in Provision.
 func (a *App) Dial(ctx context.Context, network, address string, options DialOptions) (net.Conn, Route, error) {
+	if err := a.waitStarted(ctx); err != nil {
+		return nil, Route{}, fmt.Errorf("dialing %s: %w", address, err)
+	}
 	routes, err := a.Routes(ctx, address, options)
 	if err != nil {
 		return nil, Route{}, fmt.Errorf("dialing %s: %w", address, err)
@@ -97,7 +102,10 @@ func (a *App) dialRoute(ctx context.Context, network string, route Route) (net.C
 
 // ListenPacket opens an unconnected UDP socket inside the tunnel, on a free
 // port and of any family: what a QUIC client needs.
-func (a *App) ListenPacket(_ context.Context, tunnel string) (net.PacketConn, error) {
+func (a *App) ListenPacket(ctx context.Context, tunnel string) (net.PacketConn, error) {
+	if err := a.waitStarted(ctx); err != nil {
+		return nil, err
+	}
 	c, ok := a.tunnels[tunnel]
 	if !ok {
 		return nil, a.noTunnel(tunnel)
@@ -107,4 +115,35 @@ func (a *App) ListenPacket(_ context.Context, tunnel string) (net.PacketConn, er
 		return nil, err
 	}
 	return conn, nil
+}
+
+// errNotStarted means that a configuration is used that has never been in
+// force.
+var errNotStarted = errors.New("this configuration has ended before it started")
+
+func (a *App) waitStarted(ctx context.Context) error {
+	select {
+	case <-a.started:
+		return nil
+	default:
+	}
+	select {
+	case <-a.started:
+		return nil
+	case <-a.ended:
+		return errNotStarted
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Explain says what a person can act on about an upstream at route that did
+// not answer, as Dial's errors do, for protocols that dial by themselves. The
+// error stays wrapped inside.
+func (a *App) Explain(ctx context.Context, route Route, err error) error {
+	c, ok := a.tunnels[route.Tunnel]
+	if !ok {
+		return err
+	}
+	return c.claim.Explain(ctx, route.Address, err)
 }

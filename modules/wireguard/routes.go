@@ -18,11 +18,14 @@ import (
 // an ambiguous address is an error, which a module's Provision returns.
 // Placeholders and DNS names pass.
 func (a *App) Check(host, tunnel string) error {
-	if strings.Contains(host, "{") || strings.Contains(tunnel, "{") {
+	if strings.Contains(tunnel, "{") {
 		return nil
 	}
 	if _, ok := a.tunnels[tunnel]; tunnel != "" && !ok {
 		return a.noTunnel(tunnel)
+	}
+	if strings.Contains(host, "{") {
+		return nil
 	}
 	if _, ok := a.peers[host]; ok {
 		_, err := a.peerRoutes(host, 0, DialOptions{Tunnel: tunnel})

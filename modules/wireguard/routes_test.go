@@ -13,10 +13,18 @@ import (
 	"github.com/homeward-relay/homeward/modules/internal/tunnel"
 )
 
-// routed is an app whose tunnels are claimed but never brought up.
+// routed is an app that counts as started, though its tunnels are claimed but
+// never brought up.
 func routed(t *testing.T, tunnels map[string]*Tunnel) *App {
 	t.Helper()
-	app := &App{Tunnels: tunnels, tunnels: make(map[string]*claimed), peers: make(map[string]*claimed)}
+	app := &App{
+		Tunnels: tunnels,
+		tunnels: make(map[string]*claimed),
+		peers:   make(map[string]*claimed),
+		started: make(chan struct{}),
+		ended:   make(chan struct{}),
+	}
+	close(app.started)
 	for name, config := range tunnels {
 		parsed, err := config.parse(name, caddy.NewReplacer())
 		if err != nil {
@@ -120,6 +128,7 @@ func TestCheck(t *testing.T) {
 		{"{http.request.host}", "", true},
 		{"home", "{vars.tunnel}", true},
 		{"home", "wg9", false},
+		{"{http.request.host}", "wg9", false},
 	} {
 		t.Run(test.host+" "+test.tunnel, func(t *testing.T) {
 			if err := app.Check(test.host, test.tunnel); (err == nil) != test.ok {

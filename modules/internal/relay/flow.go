@@ -12,11 +12,12 @@ import (
 )
 
 const (
-	// maxPending bounds the datagrams that wait for the upstream's socket, in
-	// number and in bytes. A dial lasts until the tunnel's handshake at the
-	// longest, and whoever speaks UDP repeats what got lost.
-	maxPending      = 32
-	maxPendingBytes = 64 << 10
+	// maxQueued bounds the datagrams that wait for the upstream's socket, in
+	// number and in bytes: while it is being dialed, which lasts until the
+	// tunnel's handshake at the longest, and while the tunnel has more to send
+	// than it can. Whoever speaks UDP repeats what got lost.
+	maxQueued      = 64
+	maxQueuedBytes = 64 << 10
 
 	// maxReadErrors is how often in a row reading from an upstream may fail
 	// for a reason that is not known to pass.
@@ -99,16 +100,16 @@ type Flow struct {
 	// connections can be written to after they have ended.
 	client atomic.Pointer[io.Writer]
 
-	// upstream is set once the dial has succeeded and pending is flushed.
-	upstream atomic.Pointer[net.Conn]
+	// wake has a token when the queue may have something in it.
+	wake chan struct{}
 
-	mu           sync.Mutex // taken after the table's, never before
-	options      FlowOptions
-	pending      [][]byte
-	pendingBytes int
-	timer        *time.Timer
-	dialed       any
-	reason       Reason // empty until the flow has ended
+	mu          sync.Mutex // taken after the table's, never before
+	options     FlowOptions
+	queue       []*[]byte // from queued, to go to the upstream in this order
+	queuedBytes int
+	timer       *time.Timer
+	dialed      any
+	reason      Reason // empty until the flow has ended
 }
 
 // Context ends with the flow.
@@ -121,36 +122,66 @@ func (f *Flow) Reason() Reason {
 	return f.reason
 }
 
-// Send passes a datagram to the upstream, or keeps a copy until there is one.
-// It never fails and never waits for the upstream: datagrams may get lost.
+// Send queues a copy of a datagram for the upstream. It never fails and never
+// waits, whatever the tunnel does: who calls it may have to serve others.
 func (f *Flow) Send(datagram []byte) {
 	f.touch()
-	up := f.upstream.Load()
-	if up == nil {
-		if up = f.hold(datagram); up == nil {
-			return
-		}
+	f.mu.Lock()
+	full := len(f.queue) >= maxQueued || len(f.queue) > 0 && f.queuedBytes+len(datagram) > maxQueuedBytes
+	if f.reason != "" || full {
+		f.mu.Unlock()
+		f.dropped.Add(1)
+		return
 	}
-	if err := f.write(*up, datagram); ended(err) {
-		f.end(UpstreamFailed, err)
+	f.queue = append(f.queue, queued(datagram))
+	f.queuedBytes += len(datagram)
+	f.mu.Unlock()
+	select {
+	case f.wake <- struct{}{}:
+	default:
 	}
 }
 
-// hold keeps a copy of a datagram for as long as there is no upstream. It
-// returns the upstream if there is one by now.
-func (f *Flow) hold(datagram []byte) *net.Conn {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if up := f.upstream.Load(); up != nil {
-		return up
+// queued copies a datagram, into a lent buffer unless it is a rare large one.
+func queued(datagram []byte) *[]byte {
+	if len(datagram) > smallBuffer {
+		large := append([]byte(nil), datagram...)
+		return &large
 	}
-	if f.reason != "" || len(f.pending) >= maxPending || f.pendingBytes+len(datagram) > maxPendingBytes {
-		f.dropped.Add(1)
-		return nil
+	buf := smallBuffers.Get()
+	*buf = append((*buf)[:0], datagram...)
+	return buf
+}
+
+// unqueue gives a buffer of queued back.
+func unqueue(buf *[]byte) {
+	if cap(*buf) == smallBuffer {
+		*buf = (*buf)[:smallBuffer]
+		smallBuffers.Put(buf)
 	}
-	f.pending = append(f.pending, append([]byte(nil), datagram...))
-	f.pendingBytes += len(datagram)
-	return nil
+}
+
+// sendQueue sends what is in the queue, for as long as the flow lives.
+func (f *Flow) sendQueue(up net.Conn) {
+	var batch []*[]byte
+	for {
+		select {
+		case <-f.ctx.Done():
+			return
+		case <-f.wake:
+		}
+		f.mu.Lock()
+		batch, f.queue, f.queuedBytes = f.queue, batch[:0], 0
+		f.mu.Unlock()
+		for i, buf := range batch {
+			err := f.write(up, *buf)
+			unqueue(buf)
+			batch[i] = nil
+			if ended(err) {
+				f.end(UpstreamFailed, err)
+			}
+		}
+	}
 }
 
 // write sends one datagram to the upstream. Of its errors only a closed socket
@@ -187,20 +218,16 @@ func (f *Flow) run(dial func(context.Context) (net.Conn, any, error)) {
 		f.end(DialFailed, err)
 		return
 	}
-	stop := context.AfterFunc(f.ctx, func() { _ = up.Close() })
-	defer func() {
-		stop()
-		_ = up.Close()
-	}()
+	// Whoever ends the flow ends its context, also below, before run returns.
+	defer context.AfterFunc(f.ctx, func() { _ = up.Close() })()
+	defer up.Close()
 
-	f.mu.Lock()
-	for _, datagram := range f.pending {
-		// An error that is for good comes back at the first read.
-		_ = f.write(up, datagram)
-	}
-	f.pending, f.pendingBytes = nil, 0
-	f.upstream.Store(&up)
-	f.mu.Unlock()
+	sending := make(chan struct{})
+	go func() {
+		defer close(sending)
+		f.sendQueue(up)
+	}()
+	defer func() { <-sending }()
 
 	buf := Datagrams.Get()
 	defer Datagrams.Put(buf)
@@ -296,8 +323,8 @@ func (f *Flow) end(reason Reason, err error) {
 	}
 	f.reason = reason
 	f.timer.Stop()
-	f.dropped.Add(uint64(len(f.pending)))
-	f.pending, f.pendingBytes = nil, 0
+	f.dropped.Add(uint64(len(f.queue)))
+	f.queue, f.queuedBytes = nil, 0
 	told, dialed := f.options.Ended, f.dialed
 	f.mu.Unlock()
 

@@ -231,22 +231,22 @@ func TestFlowWhileDialing(t *testing.T) {
 		return dial(ctx)
 	}
 	flow, _ := attach(t, table, "a", make(datagrams, 1), options)
-	for i := range maxPending + 7 {
+	for i := range maxQueued + 7 {
 		flow.Send(fmt.Appendf(nil, "%d", i))
 	}
 	close(release)
-	for i := range maxPending {
+	for i := range maxQueued {
 		home.want(fmt.Sprint(i))
 	}
 	flow.Send([]byte("later"))
 	home.want("later")
 	table.Close(Shutdown)
-	if r := result(t, ended); r.Dropped != 7 || r.SentDatagrams != maxPending+1 {
+	if r := result(t, ended); r.Dropped != 7 || r.SentDatagrams != maxQueued+1 {
 		t.Errorf("sent %d, dropped %d", r.SentDatagrams, r.Dropped)
 	}
 }
 
-func TestFlowPendingBytes(t *testing.T) {
+func TestFlowQueuedBytes(t *testing.T) {
 	table, options, _, ended := flowTest(t)
 	options.Dial = func(ctx context.Context) (net.Conn, any, error) {
 		<-ctx.Done()
@@ -257,12 +257,48 @@ func TestFlowPendingBytes(t *testing.T) {
 		flow.Send(make([]byte, 30_000))
 	}
 	flow.mu.Lock()
-	if flow.pendingBytes > maxPendingBytes || len(flow.pending) != 2 {
-		t.Errorf("%d bytes in %d datagrams wait", flow.pendingBytes, len(flow.pending))
+	if flow.queuedBytes > maxQueuedBytes || len(flow.queue) != 2 {
+		t.Errorf("%d bytes in %d datagrams wait", flow.queuedBytes, len(flow.queue))
 	}
 	flow.mu.Unlock()
 	table.Close(Shutdown)
 	if r := result(t, ended); r.Dropped != 5 || r.Reason != Shutdown {
+		t.Errorf("%+v", r)
+	}
+}
+
+// stuckConn is an upstream whose tunnel takes no more.
+type stuckConn struct {
+	net.Conn
+	closed context.Context
+	close  context.CancelFunc
+}
+
+func (c stuckConn) Write([]byte) (int, error) {
+	<-c.closed.Done()
+	return 0, net.ErrClosed
+}
+
+func (c stuckConn) Close() error {
+	c.close()
+	return c.Conn.Close()
+}
+
+// Send waits for no tunnel: caddy-l4's server serves all clients in one loop.
+func TestFlowStuck(t *testing.T) {
+	table, options, _, ended := flowTest(t)
+	dial := options.Dial
+	options.Dial = func(ctx context.Context) (net.Conn, any, error) {
+		c, what, err := dial(ctx)
+		closed, cancel := context.WithCancel(context.Background())
+		return stuckConn{c, closed, cancel}, what, err
+	}
+	flow, _ := attach(t, table, "a", make(datagrams, 1), options)
+	for range 10 * maxQueued {
+		flow.Send([]byte("x"))
+	}
+	table.Close(Shutdown)
+	if r := result(t, ended); r.Dropped < 8*maxQueued || r.SentDatagrams != 0 {
 		t.Errorf("%+v", r)
 	}
 }

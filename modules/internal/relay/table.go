@@ -90,6 +90,7 @@ func (t *FlowTable) attach(key FlowKey, client io.Writer, options FlowOptions) (
 		ctx:     ctx,
 		cancel:  cancel,
 		options: options,
+		wake:    make(chan struct{}, 1),
 	}
 	flow.client.Store(&client)
 	flow.mu.Lock()

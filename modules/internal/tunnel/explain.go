@@ -11,9 +11,9 @@ import (
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
-// explain turns a stack's error into what a person can act on. The stack's
-// error stays wrapped inside.
-func (c *Claim) explain(ctx context.Context, remote netip.AddrPort, err error) error {
+// Explain turns the error of a dial to remote into what a person can act on.
+// The error stays wrapped inside.
+func (c *Claim) Explain(ctx context.Context, remote netip.AddrPort, err error) error {
 	name := c.tunnel.name
 	peer, _ := c.config.PeerFor(remote.Addr())
 	if peer == nil {

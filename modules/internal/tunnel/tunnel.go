@@ -224,7 +224,7 @@ func (c *Claim) DialTCP(ctx context.Context, local, remote netip.AddrPort) (nets
 	}
 	conn, err := stack.DialTCP(ctx, local, remote)
 	if err != nil {
-		return nil, c.explain(ctx, remote, err)
+		return nil, c.Explain(ctx, remote, err)
 	}
 	return conn, nil
 }
@@ -237,7 +237,7 @@ func (c *Claim) DialUDP(ctx context.Context, local, remote netip.AddrPort) (nets
 	}
 	conn, err := stack.DialUDP(ctx, local, remote)
 	if err != nil {
-		return nil, c.explain(ctx, remote, err)
+		return nil, c.Explain(ctx, remote, err)
 	}
 	return conn, nil
 }

@@ -4,7 +4,6 @@ import (
 	"container/heap"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"sync"
 	"time"
@@ -40,7 +39,13 @@ const deviceMTU = 1500
 type Line struct {
 	aToB, bToA *direction
 	running    sync.WaitGroup
+	a, b       int // the TUN devices
+	stop       int // an eventfd: readable once the line is to end
 }
+
+// spareThreads are more than a line's two threads, so that they find one of
+// Go's processors at once whenever they come back from the kernel.
+const spareThreads = 16
 
 // New makes the two devices, up but without addresses, and starts the line.
 func New(config Config) (*Line, error) {
@@ -53,23 +58,26 @@ func New(config Config) (*Line, error) {
 	}
 	b, err := openTUN(config.B)
 	if err != nil {
-		a.Close()
-		return nil, err
+		return nil, errors.Join(err, unix.Close(a))
+	}
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(a), unix.Close(b))
+	}
+	if runtime.GOMAXPROCS(0) < spareThreads {
+		runtime.GOMAXPROCS(spareThreads)
 	}
 	start := time.Now()
 	l := &Line{
-		aToB: newDirection(a, b, start, newScheduler(config.AtoB, config.Seed)),
-		bToA: newDirection(b, a, start, newScheduler(config.BtoA, config.Seed+1)),
+		aToB: &direction{from: a, to: b, stop: stop, start: start, scheduler: newScheduler(config.AtoB, config.Seed)},
+		bToA: &direction{from: b, to: a, stop: stop, start: start, scheduler: newScheduler(config.BtoA, config.Seed+1)},
+		a:    a, b: b, stop: stop,
 	}
 	for _, d := range []*direction{l.aToB, l.bToA} {
-		l.running.Add(2)
+		l.running.Add(1)
 		go func() {
 			defer l.running.Done()
-			d.read()
-		}()
-		go func() {
-			defer l.running.Done()
-			d.deliver()
+			d.run()
 		}()
 	}
 	return l, nil
@@ -88,39 +96,37 @@ func (l *Line) Change(aToB, bToA Impairment) error {
 // Counters are what each direction has counted so far.
 func (l *Line) Counters() (aToB, bToA Counters) { return l.aToB.counted(), l.bToA.counted() }
 
-// Close removes the devices and waits until nothing of the line runs.
+// Close waits until nothing of the line runs and removes the devices.
 func (l *Line) Close() error {
-	err := errors.Join(l.aToB.from.Close(), l.bToA.from.Close())
-	l.aToB.stop()
-	l.bToA.stop()
+	_, err := unix.Write(l.stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	l.running.Wait()
-	return err
+	return errors.Join(err, unix.Close(l.a), unix.Close(l.b), unix.Close(l.stop))
 }
 
-func openTUN(end End) (file *os.File, err error) {
+func openTUN(end End) (fd int, err error) {
 	err = end.Enter(func() error {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		var err error
+		fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return err
 		}
-		file = os.NewFile(uintptr(fd), "/dev/net/tun")
 		request, err := unix.NewIfreq(end.Name)
+		if err == nil {
+			request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+		}
+		if err == nil {
+			err = setUp(end.Name)
+		}
 		if err != nil {
-			return err
+			return errors.Join(err, unix.Close(fd))
 		}
-		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
-			return err
-		}
-		return setUp(end.Name)
+		return nil
 	})
 	if err != nil {
-		if file != nil {
-			file.Close()
-		}
-		return nil, fmt.Errorf("making TUN device %s: %w", end.Name, err)
+		return 0, fmt.Errorf("making TUN device %s: %w", end.Name, err)
 	}
-	return file, nil
+	return fd, nil
 }
 
 // setUp brings a device of this thread's namespace up. Its queue is long: what
@@ -147,23 +153,18 @@ func setUp(name string) error {
 	return unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request)
 }
 
-// direction carries packets one way.
+// direction carries packets one way, on a thread of its own that sleeps in the
+// kernel until a packet comes or is due. Go's own timers and poller would be
+// too late by up to a millisecond.
 type direction struct {
-	from, to *os.File
-	start    time.Time
+	from, to, stop int
+	start          time.Time
 
-	mu        sync.Mutex
-	wake      sync.Cond
+	mu        sync.Mutex // guards the scheduler, which others change and ask
 	scheduler *scheduler
-	waiting   waiting
-	sequence  uint64
-	stopped   bool
-}
 
-func newDirection(from, to *os.File, start time.Time, scheduler *scheduler) *direction {
-	d := &direction{from: from, to: to, start: start, scheduler: scheduler}
-	d.wake.L = &d.mu
-	return d
+	waiting  waiting
+	sequence uint64
 }
 
 func (d *direction) change(impairment Impairment) {
@@ -178,22 +179,39 @@ func (d *direction) counted() Counters {
 	return d.scheduler.counters
 }
 
-func (d *direction) stop() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.stopped = true
-	d.wake.Broadcast()
-}
+// batch bounds how many packets are read before it is looked whether one is
+// due.
+const batch = 32
 
-// read takes packets from the device as fast as they come.
-func (d *direction) read() {
+func (d *direction) run() {
+	runtime.LockOSThread() // for what follows; the thread ends with this goroutine
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	// A line does not wait for a CPU. Where this is not allowed, figures are
+	// worth less on a busy machine.
+	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 10}, 0)
+
 	buf := make([]byte, 65536)
 	for {
-		n, err := d.from.Read(buf)
-		if err != nil {
+		var timeout *unix.Timespec
+		if len(d.waiting) > 0 {
+			ts := unix.NsecToTimespec(max(0, int64(d.waiting[0].at-time.Since(d.start))))
+			timeout = &ts
+		}
+		fds := []unix.PollFd{{Fd: int32(d.from), Events: unix.POLLIN}, {Fd: int32(d.stop), Events: unix.POLLIN}}
+		if _, err := unix.Ppoll(fds, timeout, nil); err != nil && err != unix.EINTR {
 			return
 		}
-		d.offer(time.Since(d.start), buf[:n])
+		if fds[1].Revents != 0 {
+			return
+		}
+		for range batch {
+			n, err := unix.Read(d.from, buf)
+			if err != nil {
+				break // there is none; one that has gone ends the poll
+			}
+			d.offer(time.Since(d.start), buf[:n])
+		}
+		d.deliver()
 	}
 }
 
@@ -216,9 +234,8 @@ func (d *direction) offer(now time.Duration, packet []byte) {
 		return
 	}
 	if notice := tooBig(packet, mtu); notice != nil {
-		// To the sender at once: the error is its own gateway's. A device
-		// that is going away needs none.
-		_, _ = d.from.Write(notice)
+		// To the sender at once, as from its own gateway.
+		_, _ = unix.Write(d.from, notice)
 	}
 }
 
@@ -230,9 +247,6 @@ func (d *direction) enqueue(now time.Duration, packet []byte) {
 		*kept = append((*kept)[:0], packet...)
 		d.sequence++
 		heap.Push(&d.waiting, delivery{at: at, sequence: d.sequence, packet: kept})
-		if len(d.waiting) == 1 {
-			d.wake.Signal()
-		}
 	}
 }
 
@@ -241,57 +255,31 @@ var packets = sync.Pool{New: func() any {
 	return &packet
 }}
 
-// nap bounds one sleep, because a packet may come that is due before the one
-// that is slept for.
-const nap = 500 * time.Microsecond
-
 // late is from when a delivery counts as late.
 const late = time.Millisecond
 
-// deliver writes each packet to the other device when its time has come. It
-// sleeps in the kernel rather than in Go's timers, whose resolution is a
-// millisecond when the process is idle.
+// deliver writes the packets whose time has come to the other device.
 func (d *direction) deliver() {
-	runtime.LockOSThread() // for its timer slack; the thread ends with us
-	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
-	var due []delivery
-	for {
+	now := time.Since(d.start)
+	var latest time.Duration
+	var delayed uint64
+	for len(d.waiting) > 0 && d.waiting[0].at <= now {
+		next := heap.Pop(&d.waiting).(delivery)
+		lateness := now - next.at
+		latest = max(latest, lateness)
+		if lateness > late {
+			delayed++
+		}
+		// The other end's device may be down: then the packet is lost there.
+		_, _ = unix.Write(d.to, *next.packet)
+		packets.Put(next.packet)
+	}
+	if latest > 0 {
 		d.mu.Lock()
-		for len(d.waiting) == 0 && !d.stopped {
-			d.wake.Wait()
-		}
-		if d.stopped {
-			d.mu.Unlock()
-			return
-		}
-		now := time.Since(d.start)
-		due = due[:0]
-		for len(d.waiting) > 0 && d.waiting[0].at <= now {
-			next := heap.Pop(&d.waiting).(delivery)
-			if lateness := now - next.at; lateness > 0 {
-				c := &d.scheduler.counters
-				c.LatestDelivery = max(c.LatestDelivery, lateness)
-				if lateness > late {
-					c.DelayedDeliveries++
-				}
-			}
-			due = append(due, next)
-		}
-		var sleep time.Duration
-		if len(due) == 0 {
-			sleep = min(nap, d.waiting[0].at-now)
-		}
-		d.mu.Unlock()
-
-		for _, packet := range due {
-			// The other end's device may be gone already.
-			_, _ = d.to.Write(*packet.packet)
-			packets.Put(packet.packet)
-		}
-		if sleep > 0 {
-			ts := unix.NsecToTimespec(int64(sleep))
-			_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &ts, nil)
-		}
+		defer d.mu.Unlock()
+		c := &d.scheduler.counters
+		c.LatestDelivery = max(c.LatestDelivery, latest)
+		c.DelayedDeliveries += delayed
 	}
 }
 

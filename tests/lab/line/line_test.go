@@ -29,6 +29,10 @@ func joined(t *testing.T, aToB, bToA Impairment) (l *Line, a, b *testnet.Namespa
 	t.Helper()
 	testnet.Need(t, "ip", "ping")
 	a, b = testnet.NewNamespace(t, "a"), testnet.NewNamespace(t, "b")
+	for _, namespace := range []*testnet.Namespace{a, b} {
+		// So that nobody looks for routers on the line.
+		namespace.Sysctl(t, "net.ipv6.conf.default.disable_ipv6", "1")
+	}
 	l, err := New(Config{
 		A:    End{Name: "line", Enter: a.Do},
 		B:    End{Name: "line", Enter: b.Do},

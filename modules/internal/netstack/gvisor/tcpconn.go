@@ -297,6 +297,25 @@ func (c *tcpConn) setKeepAlive(config net.KeepAliveConfig) error {
 	return nil
 }
 
+// SetUserTimeout bounds how long what has been sent may go unacknowledged
+// before the connection ends (RFC 5482; TCP_USER_TIMEOUT in Linux). 0 leaves
+// that to the stack, which gives up after about a quarter of an hour.
+func (c *tcpConn) SetUserTimeout(timeout time.Duration) error {
+	err := c.setUserTimeout(timeout)
+	return opError("set", "tcp", c.local, c.remote, err)
+}
+
+func (c *tcpConn) setUserTimeout(timeout time.Duration) error {
+	if c.isClosed.Load() {
+		return net.ErrClosed
+	}
+	option := tcpip.TCPUserTimeoutOption(max(0, timeout))
+	if err := c.endpoint.SetSockOpt(&option); err != nil {
+		return errno(err)
+	}
+	return nil
+}
+
 // LocalAddr returns the *net.TCPAddr of this end.
 func (c *tcpConn) LocalAddr() net.Addr { return c.local }
 

@@ -124,6 +124,7 @@ var pairTests = []struct {
 	{"TCP unread data resets", testTCPUnreadReset},
 	{"TCP write after peer closed", testTCPBrokenPipe},
 	{"TCP keepalive", testTCPKeepAlive},
+	{"TCP user timeout", testTCPUserTimeout},
 	{"TCP busy port", testTCPBusyPort},
 	{"TCP source of a client", testTCPTransparent},
 	{"TCP source clash", testTCPTransparentClash},

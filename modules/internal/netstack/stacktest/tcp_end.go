@@ -186,3 +186,28 @@ func testTCPKeepAlive(t *testing.T, p *pair, f family) {
 	_, err = dialed.Read(make([]byte, 1))
 	wantError(t, "reading from a peer that is gone", err, syscall.ETIMEDOUT)
 }
+
+// testTCPUserTimeout is for stacks whose connections are not the kernel's,
+// where the option is a socket's.
+func testTCPUserTimeout(t *testing.T, p *pair, f family) {
+	dialed, accepted := connect(t, p, listen(t, p, f))
+	limited, ok := dialed.(interface{ SetUserTimeout(time.Duration) error })
+	if !ok {
+		t.Skipf("%T has no SetUserTimeout", dialed)
+	}
+	if err := limited.SetUserTimeout(time.Second); err != nil {
+		t.Fatal(err)
+	}
+	exchange(t, dialed, accepted)
+
+	// What a peer that is silently gone does not acknowledge ends it, though
+	// nothing probes.
+	if err := p.there.SetAddresses(nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dialed.Write([]byte("to nobody")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := dialed.Read(make([]byte, 1))
+	wantError(t, "reading from a peer that is gone", err, syscall.ETIMEDOUT)
+}
