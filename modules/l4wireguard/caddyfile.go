@@ -5,8 +5,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-
-	"github.com/homeward-relay/homeward/modules/wireguard"
 )
 
 // notYet are the words of the grammar that this version does not speak, each
@@ -123,13 +121,10 @@ func (h *Handler) unmarshalUpstream(d *caddyfile.Dispenser) error {
 	if _, err := parseUpstream(configured); err != nil {
 		return d.WrapErr(err)
 	}
-	wireguard.NoteOrigin(d, originKey(configured))
+	h.Origins.Note(d, configured)
 	h.Upstreams = append(h.Upstreams, configured)
 	return nil
 }
-
-// originKey is what an upstream's place in the Caddyfile is remembered by.
-func originKey(configured string) string { return "upstream " + configured }
 
 // one takes the option's only argument.
 func one(d *caddyfile.Dispenser, option, want string, value *string) error {

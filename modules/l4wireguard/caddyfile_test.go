@@ -24,7 +24,8 @@ func TestCaddyfile(t *testing.T) {
 	})
 }
 
-// Whatever the Caddyfile can say the JSON can, under the same name.
+// Whatever the Caddyfile can say the JSON can, under the same name, and origins
+// besides, which the adapter fills in.
 func TestOptionsAreFields(t *testing.T) {
 	fields := make(map[string]bool)
 	for field := range reflect.TypeFor[Handler]().Fields() {
@@ -32,7 +33,7 @@ func TestOptionsAreFields(t *testing.T) {
 			fields[tag] = true
 		}
 	}
-	for _, option := range []string{"upstreams", "tunnel", "proxy_protocol", "dial_timeout", "idle_timeout"} {
+	for _, option := range []string{"upstreams", "tunnel", "proxy_protocol", "dial_timeout", "idle_timeout", "origins"} {
 		if !fields[option+",omitempty"] {
 			t.Errorf("no field for %s", option)
 		}

@@ -70,6 +70,9 @@ type Handler struct {
 	// Default: none for TCP, 2m for UDP.
 	IdleTimeout caddy.Duration `json:"idle_timeout,omitempty"`
 
+	// Origins say where in a Caddyfile each upstream stood, for error messages.
+	Origins wireguard.Origins `json:"origins,omitempty"`
+
 	app          dialer
 	upstreams    []upstream
 	listeners    []caddy.NetworkAddress
@@ -106,7 +109,7 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 func (h *Handler) Provision(ctx caddy.Context) error {
 	app, err := wireguard.FromContext(ctx)
 	if errors.Is(err, caddy.ErrNotConfigured) && len(h.Upstreams) > 0 {
-		return wireguard.AtOrigin(originKey(h.Upstreams[0]), err)
+		return h.Origins.At(err, h.Upstreams[0])
 	}
 	if err != nil {
 		return err
@@ -128,7 +131,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	for _, configured := range h.Upstreams {
 		u, err := h.provisionUpstream(app, repl, configured)
 		if err != nil {
-			return wireguard.AtOrigin(originKey(configured), err)
+			return h.Origins.At(err, configured)
 		}
 		h.upstreams = append(h.upstreams, u)
 	}

@@ -46,7 +46,7 @@ import (
 // network_proxy, resolvers, local_address and dial_fallback_delay, are errors.
 func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the transport's name
-	place := placeOf(d)
+	t.Origins.Note(d, originTransport)
 	if d.NextArg() {
 		t.Tunnel = d.Val()
 		d.Delete() // the embedded transport knows no argument
@@ -91,7 +91,6 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := t.checkNumbers(); err != nil {
 		return d.WrapErr(err)
 	}
-	t.note(place)
 	return nil
 }
 

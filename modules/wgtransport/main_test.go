@@ -181,7 +181,7 @@ func (*overLoopback) CaddyModule() caddy.ModuleInfo {
 }
 
 func (t *overLoopback) Provision(ctx caddy.Context) error {
-	return atOrigin(t.originKey(), t.provision(ctx, tunneled))
+	return t.Origins.At(t.provision(ctx, tunneled), originTransport)
 }
 
 func init() { caddy.RegisterModule(new(overLoopback)) }

@@ -70,6 +70,9 @@ type Transport struct {
 
 	reverseproxy.HTTPTransport
 
+	// Where in a Caddyfile the transport stood, for error messages.
+	Origins wireguard.Origins `json:"origins,omitempty"`
+
 	tunnels tunnels
 	tls     *tls.Config
 	pools   *pools
@@ -87,6 +90,9 @@ type tunnels interface {
 }
 
 const (
+	// originTransport is the transport's own place in its Origins.
+	originTransport = "transport"
+
 	// defaultDialTimeout is that of Caddy's http transport. It is short so
 	// that a retry on another upstream comes soon; it covers the wait for a
 	// tunnel's first handshake.
@@ -113,12 +119,11 @@ func (*Transport) CaddyModule() caddy.ModuleInfo {
 
 // Provision checks the options and finds the tunnels. It opens no socket.
 func (t *Transport) Provision(ctx caddy.Context) error {
-	origin := t.originKey()
 	app, err := wireguard.FromContext(ctx)
 	if err != nil {
-		return atOrigin(origin, err)
+		return t.Origins.At(err, originTransport)
 	}
-	return atOrigin(origin, t.provision(ctx, app))
+	return t.Origins.At(t.provision(ctx, app), originTransport)
 }
 
 func (t *Transport) provision(ctx caddy.Context, tunnels tunnels) error {

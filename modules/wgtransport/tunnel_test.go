@@ -203,8 +203,14 @@ func TestTunnelVersions(t *testing.T) {
 		r.mustLoad(t, "http://[fd77::2]:9 http://10.77.0.2:"+h.plain, "lb_policy first\nlb_try_duration 5s\nlb_try_interval 10ms\nfail_duration 10s", "")
 		before := len(h.sights())
 		status, s, _ := r.do(t, http.MethodPost, "a.example", "/", "body")
-		if status != 200 || s.Body != 4 || len(h.sights()) != before+1 {
-			t.Errorf("status %d, home saw %+v, %d times", status, s, len(h.sights())-before)
+		posts := 0
+		for _, sight := range h.sights()[before:] {
+			if sight.Method == http.MethodPost { // and not a last health check
+				posts++
+			}
+		}
+		if status != 200 || s.Body != 4 || posts != 1 {
+			t.Errorf("status %d, home saw %+v, %d times", status, s, posts)
 		}
 	})
 	t.Run("refused", func(t *testing.T) {
@@ -231,12 +237,14 @@ func TestTunnelVersions(t *testing.T) {
 				}
 				done <- s
 			}()
-			part := bytes.Repeat([]byte("x"), 200<<10)
+			// More than the sockets' buffers hold: so the relay has accepted the
+			// connection, which in the listener's backlog a reload would reset.
+			part := bytes.Repeat([]byte("x"), 16<<20)
 			_, _ = write.Write(part)
 			r.mustLoad(t, "https://home:"+h.secure, "header_up X-After "+strconv.Quote(versions), trust+"versions "+versions)
 			_, _ = write.Write(part)
 			_ = write.Close()
-			if s := <-done; s.Body != 400<<10 {
+			if s := <-done; s.Body != 32<<20 {
 				t.Errorf("versions %s: home saw %+v", versions, s)
 			}
 		}

@@ -110,7 +110,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 func (a *App) Start() error {
 	for _, name := range slices.Sorted(maps.Keys(a.tunnels)) {
 		if err := a.tunnels[name].claim.Prepare(); err != nil {
-			return AtOrigin("tunnel "+name, err)
+			return a.Tunnels[name].Origins.At(err, "listen_port", originBlock)
 		}
 	}
 	close(a.started)
@@ -148,7 +148,7 @@ func uniquePeers(tunnels map[string]*Tunnel) error {
 		}
 		for peer := range tunnels[name].Peers {
 			if other, ok := owner[peer]; ok {
-				return AtOrigin("tunnel "+name+" peer "+peer, fmt.Errorf("tunnels %s and %s both have a peer %s; an upstream names its peer, so peer names must be unique: rename one", other, name, peer))
+				return tunnels[name].Origins.At(fmt.Errorf("tunnels %s and %s both have a peer %s; an upstream names its peer, so peer names must be unique: rename one", other, name, peer), "peer "+peer)
 			}
 			owner[peer] = name
 		}

@@ -58,19 +58,16 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		name = d.Val()
 	}
-	origin := "tunnel " + name
 	if _, ok := a.Tunnels[name]; ok {
 		return d.Errf("there is a tunnel %s already; give this wireguard block another name: wireguard <name> { … }", name)
 	}
-	forgetOrigins(origin)
-	NoteOrigin(d, origin)
+	t := new(Tunnel)
+	t.Origins.Note(d, originBlock)
 	if d.NextArg() {
 		return d.Errf("a wireguard block takes one name, not also %q", d.Val())
 	}
-
-	t := new(Tunnel)
 	for d.NextBlock(0) {
-		if err := t.unmarshalOption(d, origin); err != nil {
+		if err := t.unmarshalOption(d); err != nil {
 			return err
 		}
 	}
@@ -85,12 +82,12 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return uniquePeers(a.Tunnels)
 }
 
-func (t *Tunnel) unmarshalOption(d *caddyfile.Dispenser, origin string) error {
+func (t *Tunnel) unmarshalOption(d *caddyfile.Dispenser) error {
 	option := d.Val()
 	if option == "peer" {
-		return t.unmarshalPeer(d, origin)
+		return t.unmarshalPeer(d)
 	}
-	NoteOrigin(d, origin+" "+option)
+	t.Origins.Note(d, option)
 	switch option {
 	case "private_key":
 		return oneArg(d, &t.PrivateKey)
@@ -122,7 +119,7 @@ func (t *Tunnel) unmarshalOption(d *caddyfile.Dispenser, origin string) error {
 	return d.Errf("there is no option %q in a wireguard block; it has private_key, address, listen_port, mtu, resolvers, stack and peer", option)
 }
 
-func (t *Tunnel) unmarshalPeer(d *caddyfile.Dispenser, tunnelOrigin string) error {
+func (t *Tunnel) unmarshalPeer(d *caddyfile.Dispenser) error {
 	var name string
 	if err := oneArg(d, &name); err != nil {
 		return err
@@ -130,12 +127,12 @@ func (t *Tunnel) unmarshalPeer(d *caddyfile.Dispenser, tunnelOrigin string) erro
 	if _, ok := t.Peers[name]; ok {
 		return d.Errf("there is a peer %s in this tunnel already; each peer has one block and a name of its own", name)
 	}
-	origin := tunnelOrigin + " peer " + name
-	NoteOrigin(d, origin)
+	origin := "peer " + name
+	t.Origins.Note(d, origin)
 	peer := new(Peer)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option := d.Val()
-		NoteOrigin(d, origin+" "+option)
+		t.Origins.Note(d, origin+" "+option)
 		var err error
 		switch option {
 		case "public_key":

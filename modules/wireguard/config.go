@@ -28,6 +28,9 @@ const (
 	// maxMTU is the largest inner packet that wireguard-go carries.
 	maxMTU = 65000
 
+	// originBlock is a tunnel's own place in its Origins.
+	originBlock = "wireguard"
+
 	// maxKeepalive is what the protocol's 16-bit field of seconds holds.
 	maxKeepalive = 65535 * time.Second
 )
@@ -66,6 +69,10 @@ type Tunnel struct {
 	// not digits alone, and is unique among all tunnels. Upstreams use it as
 	// a host.
 	Peers map[string]*Peer `json:"peers,omitempty"`
+
+	// Where in a Caddyfile the tunnel and its options stood, for error
+	// messages.
+	Origins Origins `json:"origins,omitempty"`
 }
 
 // Peer is another end of a tunnel.
@@ -131,12 +138,11 @@ func (e expander) expand(value string) (string, error) {
 // parse checks the tunnel and understands its texts. A nil repl leaves values
 // with placeholders unread. Errors carry the Caddyfile's file:line if known.
 func (t *Tunnel) parse(name string, repl *caddy.Replacer) (*parsedTunnel, error) {
-	origin := "tunnel " + name
 	if t == nil {
-		return nil, AtOrigin(origin, fmt.Errorf("tunnel %s is empty; it needs a private_key, an address and peers", name))
+		return nil, fmt.Errorf("tunnel %s is empty; it needs a private_key, an address and peers", name)
 	}
 	if !nameSyntax.MatchString(name) {
-		return nil, AtOrigin(origin, fmt.Errorf("tunnel name %q: a name consists of letters, digits and hyphens", name))
+		return nil, t.Origins.At(fmt.Errorf("tunnel name %q: a name consists of letters, digits and hyphens", name), originBlock)
 	}
 	p := &parsedTunnel{config: new(tunnel.Config), hosts: make(map[string][]netip.Addr)}
 	e := expander{repl}
@@ -152,23 +158,25 @@ func (t *Tunnel) parse(name string, repl *caddy.Replacer) (*parsedTunnel, error)
 	}
 	for _, step := range steps {
 		if err := step.parse(); err != nil {
-			return nil, atOriginOr(origin+" "+step.option, origin, fmt.Errorf("tunnel %s: %s: %w", name, step.option, err))
+			return nil, t.Origins.At(fmt.Errorf("tunnel %s: %s: %w", name, step.option, err), step.option, originBlock)
 		}
 	}
 	for _, peerName := range slices.Sorted(maps.Keys(t.Peers)) {
-		if err := t.Peers[peerName].parse(origin, peerName, e, p); err != nil {
-			return nil, err
+		if option, err := t.Peers[peerName].parse(peerName, e, p); err != nil {
+			peer := "peer " + peerName
+			return nil, t.Origins.At(fmt.Errorf("tunnel %s: %w", name, err), peer+" "+option, peer)
 		}
 	}
 	if err := checkConflicts(p.config); err != nil {
+		at := originBlock
 		var conflict *tunnel.ConflictError
 		if errors.As(err, &conflict) {
-			origin += " peer " + conflict.Peer + " " + conflict.Option
+			at = "peer " + conflict.Peer + " " + conflict.Option
 		}
-		return nil, AtOrigin(origin, fmt.Errorf("tunnel %s: %w", name, err))
+		return nil, t.Origins.At(fmt.Errorf("tunnel %s: %w", name, err), at)
 	}
 	if err := t.parseResolvers(e, p); err != nil {
-		return nil, atOriginOr(origin+" resolvers", origin, fmt.Errorf("tunnel %s: resolvers: %w", name, err))
+		return nil, t.Origins.At(fmt.Errorf("tunnel %s: resolvers: %w", name, err), "resolvers")
 	}
 	return p, nil
 }
@@ -282,23 +290,26 @@ func (t *Tunnel) parseResolvers(e expander, p *parsedTunnel) error {
 	return nil
 }
 
-func (peer *Peer) parse(tunnelOrigin, name string, e expander, p *parsedTunnel) error {
-	origin := tunnelOrigin + " peer " + name
-	fail := func(option string, err error) error {
-		return atOriginOr(origin+" "+option, origin, fmt.Errorf("%s: %s: %w", origin, option, err))
+// parse adds the peer to p. With an error it returns the option that is wrong,
+// or "" if that is the peer as a whole.
+func (peer *Peer) parse(name string, e expander, p *parsedTunnel) (option string, err error) {
+	fail := func(option string, err error) (string, error) {
+		return option, fmt.Errorf("peer %s: %s: %w", name, option, err)
 	}
 	switch {
 	case !nameSyntax.MatchString(name), digitsAlone.MatchString(name):
-		return AtOrigin(origin, fmt.Errorf("peer name %q: a name consists of letters, digits and hyphens, not of digits alone, so that it is never an IP address or a DNS name", name))
+		return "", fmt.Errorf("peer name %q: a name consists of letters, digits and hyphens, not of digits alone, so that it is never an IP address or a DNS name", name)
 	case peer == nil:
-		return AtOrigin(origin, fmt.Errorf("%s is empty; it needs a public_key and allowed_ips", origin))
+		return "", fmt.Errorf("peer %s is empty; it needs a public_key and allowed_ips", name)
 	}
 
 	parsed := tunnel.Peer{Name: name}
-	if err := peer.parseKeys(e, &parsed, fail); err != nil {
-		return err
+	if parsed.PublicKey, err = peer.parsePublicKey(e); err != nil {
+		return fail("public_key", err)
 	}
-	var err error
+	if parsed.PresharedKey, err = peer.parsePresharedKey(e); err != nil {
+		return fail("preshared_key", err)
+	}
 	if len(peer.AllowedIPs) == 0 {
 		return fail("allowed_ips", errors.New("missing; list the addresses inside the tunnel that this peer has, such as 10.77.0.2/32"))
 	}
@@ -322,36 +333,33 @@ func (peer *Peer) parse(tunnelOrigin, name string, e expander, p *parsedTunnel) 
 	}
 	p.hosts[name] = hosts
 	p.config.Peers = append(p.config.Peers, parsed)
-	return nil
+	return "", nil
 }
 
-func (peer *Peer) parseKeys(e expander, parsed *tunnel.Peer, fail func(string, error) error) error {
+func (peer *Peer) parsePublicKey(e expander) (key tunnel.PublicKey, err error) {
 	if peer.PublicKey == "" {
-		return fail("public_key", errors.New("missing; it is what `wg pubkey` or `caddy wireguard pubkey` makes of the peer's private key"))
+		return key, errors.New("missing; it is what `wg pubkey` or `caddy wireguard pubkey` makes of the peer's private key")
 	}
 	if e.skip(peer.PublicKey) {
 		// A key of its own, so that it does not look like another peer's.
-		parsed.PublicKey = tunnel.NewPrivateKey().Public()
-	} else {
-		text, err := e.expand(peer.PublicKey)
-		if err != nil {
-			return fail("public_key", err)
-		}
-		if parsed.PublicKey, err = tunnel.ParsePublicKey(text); err != nil {
-			return fail("public_key", err)
-		}
+		return tunnel.NewPrivateKey().Public(), nil
 	}
+	text, err := e.expand(peer.PublicKey)
+	if err != nil {
+		return key, err
+	}
+	return tunnel.ParsePublicKey(text)
+}
+
+func (peer *Peer) parsePresharedKey(e expander) (key tunnel.PresharedKey, err error) {
 	if peer.PresharedKey == "" || e.skip(peer.PresharedKey) {
-		return nil
+		return key, nil
 	}
 	text, err := expandSecret(e.repl, peer.PresharedKey)
 	if err != nil {
-		return fail("preshared_key", err)
+		return key, err
 	}
-	if parsed.PresharedKey, err = tunnel.ParsePresharedKey(text); err != nil {
-		return fail("preshared_key", err)
-	}
-	return nil
+	return tunnel.ParsePresharedKey(text)
 }
 
 // parseHost returns the addresses that the peer's name stands for, which may

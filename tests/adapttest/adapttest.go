@@ -1,7 +1,8 @@
 // Package adapttest runs .caddyfiletest fixtures: a Caddyfile, a line of ten
 // hyphens, and what it means, which is either the JSON that it is adapted to
 // or a part of the error that it gets. The error may come from the adapter or,
-// for what only shows later, from validating the result.
+// for what only shows later, from validating the result. Members called
+// "origins", which have the Caddyfile's line numbers, do not count in the JSON.
 package adapttest
 
 import (
@@ -89,9 +90,24 @@ func indent(t *testing.T, raw []byte) string {
 	if err := decoder.Decode(&value); err != nil {
 		t.Fatal(err)
 	}
+	dropOrigins(value)
 	out, err := json.MarshalIndent(value, "", "\t")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(out)
+}
+
+func dropOrigins(value any) {
+	switch value := value.(type) {
+	case map[string]any:
+		delete(value, "origins")
+		for _, member := range value {
+			dropOrigins(member)
+		}
+	case []any:
+		for _, element := range value {
+			dropOrigins(element)
+		}
+	}
 }

@@ -63,7 +63,6 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 	l.stopKeeper, l.keeperDone = cancel, make(chan struct{})
 	go l.keepEndpoints(ctx)
 	logger.Info("tunnel is up",
-		zap.String("tunnel", name),
 		zap.String("stack", stack.Kind()),
 		zap.Uint16("listen_port", l.port),
 		zap.Int("mtu", config.MTU),
