@@ -25,7 +25,7 @@ declare -A package=(
 	[ip]=iproute2 [nft]=nftables [wg]=wireguard-tools [setpriv]=util-linux
 	[sshd]=openssh-server [ssh]=openssh-client [syslog-ng]=syslog-ng-core
 	[apache2]=apache2-bin [curl]=curl [iperf3]=iperf3 [goaccess]=goaccess
-	[fail2ban-regex]=fail2ban [tmux]=tmux [openssl]=openssl [gcc]="gcc libc6-dev"
+	[fail2ban-regex]=fail2ban [tmux]=tmux [ping]=iputils-ping [openssl]=openssl [gcc]="gcc libc6-dev"
 )
 
 PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
@@ -108,7 +108,9 @@ build() {
 	((EUID)) && return
 	say "building the relay, with and without the race detector, and wireguard-go"
 	go build $race -o "$work/caddy" ./xcaddy-build
-	go build -o "$work/caddy-fast" ./xcaddy-build
+	# The one that users get.
+	xcaddy-build/build.sh >"$work/build.log" 2>&1 || { tail -n 30 "$work/build.log"; return 1; }
+	cp caddy "$work/caddy-fast"
 	go build -o "$work/wireguard-go" golang.zx2c4.com/wireguard
 	go build -o "$work/stocknetstack" ./tests/stocknetstack
 	export HOMEWARD_CADDY=$work/caddy HOMEWARD_CADDY_FAST=$work/caddy-fast
@@ -154,17 +156,17 @@ failures() {
 status=0
 prepare
 choose_race
+build
 say "package tests"
 mapfile -t packages < <(go list ./modules/... ./xcaddy-build/...)
 run_tests packages "$@" "${packages[@]}" || status=1
-build
 say "system tests"
 run_tests system "$@" ./tests/... || status=1
 
 say "summary, after $((SECONDS - begin)) s"
-passed=$(cat "$work"/*.log | grep -cE '^\s*--- PASS' || true)
-failed=$(cat "$work"/*.log | grep -cE '^\s*--- FAIL' || true)
-echo "$passed passed, $failed failed (tests and their cases)"
+# outcomes WORD counts the tests and their cases that ended so.
+outcomes() { cat "$work/packages.log" "$work/system.log" | grep -cE "^\s*--- $1" || true; }
+echo "$(outcomes PASS) passed, $(outcomes FAIL) failed, $(outcomes SKIP) skipped (tests and their cases)"
 for reason in "${left_out[@]}"; do echo "left out: $reason"; done
 if [[ -s $work/figures ]]; then cat "$work/figures"; fi
 exit $status
