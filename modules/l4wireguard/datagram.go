@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -16,15 +15,17 @@ import (
 	"github.com/homeward-relay/homeward/modules/wireguard"
 )
 
-// holdOff is for how long a client's datagrams are thrown away after its flow
-// could not be had, so that no datagram costs a dial or a log line of its own.
-// It is spread, lest all who failed together come back together.
+// A client's datagrams are thrown away for pauseLeast to pauseLeast+pauseSpread
+// after its flow could not be had, so that no datagram costs a dial or a log
+// line of its own. A client without a flow has gone once it has been silent for
+// as long. The spread keeps clients that lost their flows together, as all do
+// when home is away, from coming back and from going together.
 const (
-	holdOffLeast  = 500 * time.Millisecond
-	holdOffSpread = time.Second
+	pauseLeast  = 500 * time.Millisecond
+	pauseSpread = time.Second
 )
 
-func holdOff() time.Duration { return holdOffLeast + rand.N(holdOffSpread) }
+func pause() time.Duration { return pauseLeast + rand.N(pauseSpread) }
 
 // way is how a flow's upstream was reached.
 type way struct {
@@ -32,45 +33,79 @@ type way struct {
 	route   wireguard.Route
 }
 
-// handleDatagrams passes a client's datagrams to its flow, until the flow ends
-// or the server has no more for us. The flow may live on after that: what its
-// upstream sends still goes to the client, and its next datagram finds it.
+// handleDatagrams passes a client's datagrams to its flow, for as long as the
+// client sends any and the server runs. It goes on after the end of a flow, with
+// another: see packets.finish for what it takes to let go of a client. The flow
+// may in turn live on after it; what its upstream sends still goes to the
+// client, whose next datagram finds it.
 func (h *Handler) handleDatagrams(cx *layer4.Connection) error {
 	in := newPackets(cx)
 	line := h.line("udp", cx)
-
-	flow, err := h.attach(cx, line)
-	if err != nil {
-		h.lines.do(func(suppressed int) { line.suppressing(suppressed).refused(err) })
-		in.finish(h.running, holdOff())
-		return nil
-	}
-
 	buf := relay.Datagrams.Get()
 	defer relay.Datagrams.Put(buf)
-	ctx, cancel := context.WithCancel(h.running)
-	defer context.AfterFunc(flow.Context(), cancel)()
-	defer cancel()
+
+	var (
+		flow   *relay.Flow
+		lives  = h.running // until the flow or the server ends
+		forget = func() {}
+		paused time.Time // until when there is no flow to be had
+	)
+	defer func() { forget() }()
 	for {
-		n, err := in.next(ctx, *buf)
+		n, err := nextDatagram(lives, in, *buf, flow == nil)
+		if flow != nil && flow.Context().Err() != nil {
+			if flow.Reason() == relay.DialFailed {
+				paused = time.Now().Add(pause())
+			}
+			forget()
+			flow, lives = nil, h.running
+			if errors.Is(err, context.Canceled) && h.running.Err() == nil {
+				continue
+			}
+		}
 		switch {
-		case err == nil:
-			flow.Send((*buf)[:n])
-			continue
 		case errors.Is(err, errCut):
 			h.lines.do(func(suppressed int) { line.suppressing(suppressed).cut() })
 			continue
-		case errors.Is(err, io.EOF), h.running.Err() != nil:
-			// The flow stays for whoever adopts it.
-			in.finish(h.running, 0)
+		case err != nil:
+			// The client is gone, or the server is.
+			in.finish(h.running)
 			return nil
 		}
-		hold := time.Duration(0)
-		if flow.Reason() == relay.DialFailed {
-			hold = holdOff()
+
+		if flow == nil {
+			if time.Now().Before(paused) {
+				continue
+			}
+			if flow, err = h.attach(cx, line); err != nil {
+				h.lines.do(func(suppressed int) { line.suppressing(suppressed).refused(err) })
+				paused = time.Now().Add(pause())
+				continue
+			}
+			lives, forget = both(h.running, flow.Context())
 		}
-		in.finish(h.running, hold)
-		return nil
+		flow.Send((*buf)[:n])
+	}
+}
+
+// nextDatagram waits for a datagram until ctx ends or, from a client without a
+// flow, for as long as it may take to be gone.
+func nextDatagram(ctx context.Context, in *packets, buf []byte, impatient bool) (int, error) {
+	if impatient {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, pause())
+		defer cancel()
+	}
+	return in.next(ctx, buf)
+}
+
+// both returns a context that ends with a and with b.
+func both(a, b context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(a)
+	stop := context.AfterFunc(b, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
 	}
 }
 

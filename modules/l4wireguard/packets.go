@@ -21,10 +21,6 @@ const (
 	// drainTimeout bounds the wait for the server to let go of a connection
 	// that we have closed.
 	drainTimeout = time.Second
-
-	// closePatience is how long the server may take to hear of a close before
-	// it has to be freed by reading.
-	closePatience = 50 * time.Millisecond
 )
 
 // past is a deadline that is over. caddy-l4 keeps deadlines as Unix seconds.
@@ -137,9 +133,14 @@ func (p *packets) read(ctx context.Context, buf []byte) (int, error) {
 	return n, err
 }
 
-// finish closes the connection and lets the server let go of it. Whatever
-// comes until then is thrown away, for hold at least.
-func (p *packets) finish(ctx context.Context, hold time.Duration) {
+// finish closes the connection and waits for the server to let go of it.
+//
+// This is only safe when the client is silent. The server hears of a close
+// through a channel of 10, in the same loop that waits for us to read: if many
+// connections were closed at once, and this client went on sending, the server
+// would wait for us and we for the server. So a client that sends is not let go
+// of, and as soon as Close has returned, reading goes on until the server has.
+func (p *packets) finish(ctx context.Context) {
 	inner := p.cx
 	for range maxWrappers {
 		next, deeper := unwrapTo[*layer4.Connection](inner.Conn)
@@ -152,36 +153,34 @@ func (p *packets) finish(ctx context.Context, hold time.Duration) {
 		return
 	}
 	direct := &packets{cx: inner, direct: true, closed: p.closed}
-
-	direct.drain(ctx, hold)
+	if !p.direct {
+		// Read's EOF may have been an empty datagram, with more behind it.
+		for direct.drain(ctx, pause()) {
+		}
+	}
 	if direct.closed || ctx.Err() != nil {
-		// Either nobody would hear of the close, or nobody is left to: a
-		// stopped server's channel is never read again.
+		// Either nobody would hear of the close, or nobody is left to: what a
+		// stopped server is told stays in the channel.
 		return
 	}
-
-	// Close tells the server through a channel of 10. If that is full the
-	// server may be the one that waits, for us to read: so reading goes on,
-	// even though Close has not returned.
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		_ = inner.Conn.Close()
-	}()
-	select {
-	case <-closed:
-	case <-time.After(closePatience):
+	_ = inner.Conn.Close()
+	for deadline := time.Now().Add(drainTimeout); time.Now().Before(deadline) && direct.drain(ctx, time.Until(deadline)); {
 	}
-	direct.drain(ctx, drainTimeout)
 }
 
-// drain throws away what comes within the given time.
-func (p *packets) drain(ctx context.Context, within time.Duration) {
+// drain throws away one datagram. It reports whether there may be more: false
+// if none has come within the given time, or the server has let go.
+func (p *packets) drain(ctx context.Context, within time.Duration) bool {
+	if p.closed {
+		return false
+	}
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	if p.cx.WaitForMore(ctx) != nil {
+		return false
+	}
 	buf := relay.Datagrams.Get()
 	defer relay.Datagrams.Put(buf)
-	for !p.closed && p.cx.WaitForMore(ctx) == nil {
-		_, _ = p.fetch(*buf)
-	}
+	_, err := p.fetch(*buf)
+	return err == nil
 }

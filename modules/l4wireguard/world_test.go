@@ -2,6 +2,7 @@ package l4wireguard
 
 import (
 	"bufio"
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -23,21 +24,25 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
 	_ "github.com/caddyserver/caddy/v2/modules/logging"
 	_ "github.com/mholt/caddy-l4"
+	"go.uber.org/zap"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
-	"golang.zx2c4.com/wireguard/tun/netstack"
 
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
+	"github.com/homeward-relay/homeward/modules/internal/netstack/gvisor"
+	"github.com/homeward-relay/homeward/modules/internal/relay"
 	"github.com/homeward-relay/homeward/modules/internal/tunnel"
 )
 
 // world is a relay, which is a Caddy in this process, and a home, which is
-// wireguard-go with its own stack. They talk over loopback.
+// plain wireguard-go on a stack of ours. (Its own netstack panics when it is
+// closed under load.) They talk over loopback.
 type world struct {
 	t      testing.TB
 	dir    string
 	port   int // the relay's WireGuard port
 	home   *device.Device
-	inside *netstack.Net
+	inside netstack.Stack
 	public string // home's public key
 	lines  *logFile
 
@@ -54,7 +59,16 @@ var (
 // newWorld makes home ready; load starts the relay, and then home.
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "l4wireguard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// Unlike t.TempDir's: Caddy may write to its storage after Stop.
+		for deadline := time.Now().Add(5 * time.Second); os.RemoveAll(dir) != nil && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
 	relayPrivate, homePrivate := tunnel.NewPrivateKey(), tunnel.NewPrivateKey()
 	if err := os.WriteFile(filepath.Join(dir, "wg0.key"), []byte(relayPrivate.Base64()), 0o600); err != nil {
 		t.Fatal(err)
@@ -67,12 +81,17 @@ func newWorld(t testing.TB) *world {
 		lines:  &logFile{t: t, path: filepath.Join(dir, "relayed.log")},
 	}
 
-	tun, inside, err := netstack.CreateNetTUN([]netip.Addr{homeAddr, homeAddr6}, nil, 1280)
+	inside, err := gvisor.New(gvisor.Config{
+		Name:      "home",
+		MTU:       1280,
+		Addresses: []netip.Prefix{netip.PrefixFrom(homeAddr, 24), netip.PrefixFrom(homeAddr6, 64)},
+		Logger:    zap.NewNop(),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.inside = inside
-	w.home = device.NewDevice(tun, conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))
+	w.home = device.NewDevice(inside.Device(), conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))
 	relayPublic := relayPrivate.Public()
 	w.homeConfig = fmt.Sprintf("private_key=%x\npublic_key=%x\nallowed_ip=10.77.0.1/32\nallowed_ip=fd77::1/128\nendpoint=127.0.0.1:%d\npersistent_keepalive_interval=1\n",
 		homePrivate[:], relayPublic[:], w.port)
@@ -80,6 +99,12 @@ func newWorld(t testing.TB) *world {
 	t.Cleanup(func() {
 		if err := caddy.Stop(); err != nil {
 			t.Error(err)
+		}
+		// Flows outlive a configuration, as they must, but not a test.
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := relay.End(ctx, relay.Shutdown); err != nil {
+			t.Errorf("%d streams and %d flows are left", relay.Streams.Len(), relay.Flows.Len())
 		}
 	})
 	return w
@@ -101,7 +126,7 @@ func (w *world) load(servers string, ports ...int) {
 	if w.homeConfig == "" {
 		return
 	}
-	if err := w.home.IpcSet(w.homeConfig); err != nil {
+	if err := errors.Join(w.home.IpcSet(w.homeConfig), w.home.Up()); err != nil {
 		w.t.Fatal(err)
 	}
 	w.homeConfig = ""
@@ -164,27 +189,25 @@ func freePort(t testing.TB, network string) int {
 // serveTCP calls handle for every connection to home's port.
 func (w *world) serveTCP(port uint16, handle func(net.Conn)) {
 	w.t.Helper()
-	for _, addr := range []netip.Addr{homeAddr, homeAddr6} {
-		ln, err := w.inside.ListenTCPAddrPort(netip.AddrPortFrom(addr, port))
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		var wait sync.WaitGroup
-		wait.Go(func() {
-			for {
-				c, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer c.Close()
-					handle(c)
-				}()
-			}
-		})
-		w.t.Cleanup(wait.Wait)
-		w.t.Cleanup(func() { ln.Close() })
+	ln, err := w.inside.ListenTCP(netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+	if err != nil {
+		w.t.Fatal(err)
 	}
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				handle(c)
+			}()
+		}
+	})
+	w.t.Cleanup(wait.Wait)
+	w.t.Cleanup(func() { ln.Close() })
 }
 
 // echo answers with what it reads, and closes when the client has.
@@ -194,7 +217,7 @@ func echo(c net.Conn) { _, _ = io.Copy(c, c) }
 // and of where it came from.
 func (w *world) serveUDP(port uint16, answer func(datagram []byte, from net.Addr) []byte) {
 	w.t.Helper()
-	c, err := w.inside.ListenUDPAddrPort(netip.AddrPortFrom(homeAddr, port))
+	c, err := w.inside.ListenUDP(netip.AddrPortFrom(netip.IPv6Unspecified(), port))
 	if err != nil {
 		w.t.Fatal(err)
 	}
