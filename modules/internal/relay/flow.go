@@ -198,12 +198,15 @@ func (f *Flow) write(up net.Conn, datagram []byte) error {
 		}
 		out = append(append((*buf)[:0], f.header...), datagram...)
 	}
+	// Counted first, so that whoever has received it finds it counted.
+	f.sent.Add(uint64(len(datagram)))
+	f.sentDatagrams.Add(1)
 	if _, err := up.Write(out); err != nil {
+		f.sent.Add(-uint64(len(datagram)))
+		f.sentDatagrams.Add(^uint64(0))
 		f.dropped.Add(1)
 		return err
 	}
-	f.sent.Add(uint64(len(datagram)))
-	f.sentDatagrams.Add(1)
 	return nil
 }
 
@@ -252,14 +255,16 @@ func (f *Flow) run(dial func(context.Context) (net.Conn, any, error)) {
 			continue
 		}
 		failures = 0
+		f.received.Add(uint64(n))
+		f.receivedDatagrams.Add(1)
 		if _, err := (*f.client.Load()).Write((*buf)[:n]); err != nil {
 			// The listener may have been closed by a reload; the client's next
 			// datagram brings another writer.
+			f.received.Add(-uint64(n))
+			f.receivedDatagrams.Add(^uint64(0))
 			f.dropped.Add(1)
 			continue
 		}
-		f.received.Add(uint64(n))
-		f.receivedDatagrams.Add(1)
 		f.touch()
 	}
 }
