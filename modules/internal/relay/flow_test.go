@@ -298,7 +298,7 @@ func TestFlowStuck(t *testing.T) {
 		flow.Send([]byte("x"))
 	}
 	table.Close(Shutdown)
-	if r := result(t, ended); r.Dropped < 8*maxQueued || r.SentDatagrams != 0 {
+	if r := result(t, ended); r.Dropped < 8*maxQueued || r.SentDatagrams > 1 {
 		t.Errorf("%+v", r)
 	}
 }
