@@ -1,13 +1,17 @@
 package wgtransport
 
 import (
+	"context"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
@@ -36,7 +40,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := pool.roundTrip(out)
 	if err != nil {
 		t.pools.release(pool)
-		return nil, err
+		return nil, t.lost(req.Context(), a, err)
 	}
 	resp.Request = req
 	if resp.StatusCode == http.StatusSwitchingProtocols {
@@ -47,6 +51,21 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Body = &releasingBody{ReadCloser: resp.Body, release: func() { t.pools.release(pool) }}
 	return resp, nil
+}
+
+// lost explains the error of a connection that ended because nobody at its
+// other end answered any more, as when home has vanished. Other errors it
+// returns as they are.
+func (t *Transport) lost(ctx context.Context, a *attempt, err error) error {
+	// net/http's HTTP/2 client has no value for its error, only this text.
+	if !errors.Is(err, syscall.ETIMEDOUT) && !strings.HasSuffix(err.Error(), "client connection lost") {
+		return err
+	}
+	routes, routesErr := t.tunnels.Routes(ctx, a.address, t.dialOptions(a))
+	if routesErr != nil || len(routes) == 0 {
+		return err
+	}
+	return fmt.Errorf("%s stopped answering on an open connection: %w", a.address, t.tunnels.Explain(ctx, routes[0], err))
 }
 
 // connectionKey is what a connection that serves a must have been made for,

@@ -5,15 +5,18 @@
 package wireguard
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/homeward-relay/homeward/modules/internal/relay"
 	"github.com/homeward-relay/homeward/modules/internal/tunnel"
 )
 
@@ -117,9 +120,24 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop does nothing: connections of this configuration may still need the
-// tunnels, which are released in Cleanup.
-func (*App) Stop() error { return nil }
+// exitTimeout bounds how long Stop waits for relayed connections to end.
+const exitTimeout = 2 * time.Second
+
+// Stop takes nothing down, since connections of this configuration may still
+// need the tunnels, which are released in Cleanup. Only at the end of the
+// process it ends what layer4 relays, so that both ends hear of it while the
+// tunnels still carry that.
+func (a *App) Stop() error {
+	if !caddy.Exiting() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), exitTimeout)
+	defer cancel()
+	if err := relay.End(ctx, relay.Shutdown); err != nil {
+		a.logger.Warn("ending relayed connections", zap.Error(err))
+	}
+	return nil
+}
 
 // Cleanup gives up the claims on the tunnels. A tunnel that no configuration
 // claims any more goes down.

@@ -143,6 +143,9 @@ func (h *Home) Down(t testing.TB) {
 // controlSocket is where wg(8) finds wireguard-go.
 func controlSocket(name string) string { return "/var/run/wireguard/" + name + ".sock" }
 
+// Process is home's wireguard-go.
+func (h *Home) Process() *Process { return h.process }
+
 // Log is wireguard-go's log.
 func (h *Home) Log() *Log { return h.process.Log }
 

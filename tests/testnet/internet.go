@@ -46,6 +46,14 @@ type Internet struct {
 // NewInternet makes the namespaces and joins them.
 func NewInternet(t testing.TB) *Internet {
 	t.Helper()
+	return NewInternetOver(t, cable)
+}
+
+// NewInternetOver is NewInternet with a line of the caller's between Router
+// and Core, which join makes: an interface in each namespace, of the given
+// names, without addresses.
+func NewInternetOver(t testing.TB, join func(t testing.TB, router *Namespace, eth string, core *Namespace, name string)) *Internet {
+	t.Helper()
 	Need(t, "ip", "nft")
 	number := nextNumber()
 	i := &Internet{
@@ -60,10 +68,14 @@ func NewInternet(t testing.TB) *Internet {
 		router.Sysctl(t, "net.ipv6.conf.all.forwarding", "1")
 	}
 
-	i.join(t, i.Client, i.Core, "client", ClientIP, "198.51.100.1", ClientIP6, "2001:db8:1::1")
-	i.join(t, i.Relay, i.Core, "relay", RelayIP, "203.0.113.1", RelayIP6, "2001:db8:5::1")
-	i.join(t, i.Router, i.Core, "router", RouterIP, "192.0.2.1", "2001:db8:7::8", "2001:db8:7::1")
-	i.join(t, i.Home, i.Router, "lan", HomeLANIP, "192.168.178.1", HomeIP6, "2001:db8:8::1")
+	cable(t, i.Client, "eth0", i.Core, "client")
+	cable(t, i.Relay, "eth0", i.Core, "relay")
+	join(t, i.Router, "eth0", i.Core, "router")
+	cable(t, i.Home, "eth0", i.Router, "lan")
+	address(t, i.Client, i.Core, "client", ClientIP, "198.51.100.1", ClientIP6, "2001:db8:1::1")
+	address(t, i.Relay, i.Core, "relay", RelayIP, "203.0.113.1", RelayIP6, "2001:db8:5::1")
+	address(t, i.Router, i.Core, "router", RouterIP, "192.0.2.1", "2001:db8:7::8", "2001:db8:7::1")
+	address(t, i.Home, i.Router, "lan", HomeLANIP, "192.168.178.1", HomeIP6, "2001:db8:8::1")
 	i.Core.IP(t, "route add 2001:db8:8::/64 via 2001:db8:7::8")
 
 	i.Router.NFT(t, `
@@ -90,11 +102,16 @@ table inet filter {
 	return i
 }
 
-// join lays a cable between host and router: eth0 at the host, an interface
-// of the given name at the router, whose addresses are the host's gateways.
-func (i *Internet) join(t testing.TB, host, router *Namespace, name, ip, gateway, ip6, gateway6 string) {
+// cable lays a cable between two namespaces.
+func cable(t testing.TB, host *Namespace, eth string, router *Namespace, name string) {
 	t.Helper()
-	host.IP(t, fmt.Sprintf("link add eth0 type veth peer name %s netns %s", name, router.Name))
+	host.IP(t, fmt.Sprintf("link add %s type veth peer name %s netns %s", eth, name, router.Name))
+}
+
+// address gives addresses to a host's eth0 and to the router's interface of
+// the given name, which are the host's gateways.
+func address(t testing.TB, host, router *Namespace, name, ip, gateway, ip6, gateway6 string) {
+	t.Helper()
 	router.IP(t,
 		fmt.Sprintf("addr add %s/24 dev %s", gateway, name),
 		fmt.Sprintf("addr add %s/64 dev %s nodad", gateway6, name),

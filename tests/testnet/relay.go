@@ -164,6 +164,9 @@ var knownRaces = []string{
 	// Caddy v2.11.9: the HTTP/2 client closes a request's body while it still
 	// reads from it, which net/http allows and this wrapper does not expect.
 	"caddyhttp/reverseproxy.(*bodyNopCloserIfNotRead)",
+	// Caddy v2.11.9: an event's origin is copied to ask for its module's ID,
+	// while the tls app that emits it is still in Start.
+	"caddytls.(*TLS).CaddyModule()",
 }
 
 // dataRace is the first report of the race detector in a log that is not

@@ -93,6 +93,17 @@ func (l *Line) Change(aToB, bToA Impairment) error {
 	return nil
 }
 
+// Restart puts impairments in force with random decisions and counters that
+// begin anew from a seed. What is on the way arrives.
+func (l *Line) Restart(aToB, bToA Impairment, seed uint64) error {
+	if err := errors.Join(aToB.Check(), bToA.Check()); err != nil {
+		return err
+	}
+	l.aToB.restart(newScheduler(aToB, seed))
+	l.bToA.restart(newScheduler(bToA, seed+1))
+	return nil
+}
+
 // Counters are what each direction has counted so far.
 func (l *Line) Counters() (aToB, bToA Counters) { return l.aToB.counted(), l.bToA.counted() }
 
@@ -171,6 +182,13 @@ func (d *direction) change(impairment Impairment) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.scheduler.change(impairment)
+}
+
+func (d *direction) restart(s *scheduler) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.free, s.last = d.scheduler.free, d.scheduler.last
+	d.scheduler = s
 }
 
 func (d *direction) counted() Counters {

@@ -128,8 +128,8 @@ func send(t *testing.T, a, b *testnet.Namespace, size int, rate int64, duration 
 }
 
 // TestCalibration prints how true the line is. What decides is the scheduler's
-// own tests, and here that no packet is lost or gained; how late this process
-// gets a CPU depends on who else uses the machine.
+// own tests, and here that the line neither loses nor gains a packet; how late
+// this process gets a CPU depends on who else uses the machine.
 func TestCalibration(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -151,8 +151,12 @@ func TestCalibration(t *testing.T) {
 			c, _ := l.Counters()
 			t.Logf("rate %.2f Mbit/s (line %.2f), delay p50 %s p95 %s max %s (line %s + %s), lost %d, queue dropped %d, late deliveries %d, latest %s",
 				s.rate/1e6, float64(test.rate)/1e6, s.delay(0.5), s.delay(0.95), s.delay(1), delay, airtime(1400, test.rate), s.sent-s.received, c.Dropped, c.DelayedDeliveries, c.LatestDelivery)
-			if lost := uint64(s.sent - s.received); lost != c.Dropped+c.Lost {
-				t.Errorf("%d packets did not arrive, the line dropped %d and lost %d", lost, c.Dropped, c.Lost)
+			// Where the machine is too busy, the hosts' own queues drop some too.
+			if c.Lost != 0 || test.load < 1 && c.Dropped != 0 {
+				t.Errorf("the line dropped %d and lost %d", c.Dropped, c.Lost)
+			}
+			if uint64(s.received) > c.Passed || c.Passed+c.Dropped > uint64(s.sent) {
+				t.Errorf("of %d packets the line dropped %d and passed %d, and %d arrived", s.sent, c.Dropped, c.Passed, s.received)
 			}
 		})
 	}

@@ -1,0 +1,204 @@
+package lab
+
+import (
+	"bytes"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/homeward-relay/homeward/tests/lab/line"
+)
+
+//go:embed scenarios/*.json
+var scenarioFiles embed.FS
+
+// Scenario is a line, what is sent over it, and how often it is measured.
+type Scenario struct {
+	// Name is the file's, without .json.
+	Name string `json:"-"`
+
+	// Title says what the scenario is, in one line.
+	Title string `json:"title"`
+
+	// Down is the line from the internet to home, Up the one from home.
+	Down line.Impairment `json:"down"`
+	Up   line.Impairment `json:"up"`
+
+	// Variants are the scenario again with parts of the line changed. With
+	// none there is one, without a name.
+	Variants []Variant `json:"variants,omitempty"`
+
+	// Traffic is what is measured, one after the other.
+	Traffic []Traffic `json:"traffic"`
+
+	// Faults happen to the line while each traffic runs.
+	Faults []Fault `json:"faults,omitempty"`
+
+	// Rounds is how often each contender is measured. Default: 3.
+	Rounds int `json:"rounds,omitempty"`
+
+	// Contenders are those that take part. Default: all.
+	Contenders []string `json:"contenders,omitempty"`
+
+	// Seed of the line's random decisions. Every contender gets the same one
+	// in the same round. Default: 1.
+	Seed uint64 `json:"seed,omitempty"`
+}
+
+// Variant changes a scenario's line. What it leaves out stays as it is.
+type Variant struct {
+	Name string          `json:"name"`
+	Down json.RawMessage `json:"down,omitempty"`
+	Up   json.RawMessage `json:"up,omitempty"`
+}
+
+// Fault changes the line some time after a traffic has begun.
+type Fault struct {
+	After line.Duration   `json:"after"`
+	Down  json.RawMessage `json:"down,omitempty"`
+	Up    json.RawMessage `json:"up,omitempty"`
+}
+
+// Traffic is one thing that is sent and measured.
+type Traffic struct {
+	// Name is the column's in tables.
+	Name string `json:"name"`
+
+	// Kind is bulk (TCP streams by iperf3: throughput), requests (many small
+	// requests on connections of their own: latency), or ping (a byte to home
+	// and back on one connection: latency).
+	Kind string `json:"kind"`
+
+	// From is client or home: who sends in a bulk transfer. Default: client.
+	From string `json:"from,omitempty"`
+
+	// Streams of a bulk transfer. Default: 1.
+	Streams int `json:"streams,omitempty"`
+
+	// Seconds that it runs. Default: 5.
+	Seconds int `json:"seconds,omitempty"`
+
+	// Beside is bulk traffic that runs at the same time, unmeasured.
+	Beside *Traffic `json:"beside,omitempty"`
+}
+
+const (
+	kindBulk     = "bulk"
+	kindRequests = "requests"
+	kindPing     = "ping"
+)
+
+// Scenarios returns all scenarios by name.
+func Scenarios() (map[string]*Scenario, error) {
+	names, err := fs.Glob(scenarioFiles, "scenarios/*.json")
+	if err != nil {
+		return nil, err
+	}
+	scenarios := make(map[string]*Scenario)
+	for _, name := range names {
+		raw, err := scenarioFiles.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		scenario := &Scenario{Name: strings.TrimSuffix(path.Base(name), ".json")}
+		if err := decode(raw, scenario); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if err := scenario.complete(); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		scenarios[scenario.Name] = scenario
+	}
+	return scenarios, nil
+}
+
+// decode reads JSON and refuses members that are not there, since one that is
+// misspelt would measure something else.
+func decode(raw []byte, into any) error {
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	return decoder.Decode(into)
+}
+
+// complete fills in defaults and checks everything.
+func (s *Scenario) complete() error {
+	if s.Rounds == 0 {
+		s.Rounds = 3
+	}
+	if s.Seed == 0 {
+		s.Seed = 1
+	}
+	if len(s.Variants) == 0 {
+		s.Variants = []Variant{{}}
+	}
+	errs := []error{s.Down.Check(), s.Up.Check()}
+	if len(s.Traffic) == 0 {
+		errs = append(errs, errors.New("it has no traffic"))
+	}
+	for i := range s.Traffic {
+		errs = append(errs, s.Traffic[i].complete())
+	}
+	for _, v := range s.Variants {
+		_, _, err := s.lineOf(v)
+		errs = append(errs, err)
+	}
+	for _, f := range s.Faults {
+		_, _, err := changed(s.Down, s.Up, f.Down, f.Up)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (t *Traffic) complete() error {
+	if t.Seconds == 0 {
+		t.Seconds = 5
+	}
+	if t.Streams == 0 {
+		t.Streams = 1
+	}
+	if t.From == "" {
+		t.From = "client"
+	}
+	if !slices.Contains([]string{kindBulk, kindRequests, kindPing}, t.Kind) {
+		return fmt.Errorf("traffic %q: there is no kind %q", t.Name, t.Kind)
+	}
+	if !slices.Contains([]string{"client", "home"}, t.From) {
+		return fmt.Errorf("traffic %q: it is from client or home, not %q", t.Name, t.From)
+	}
+	if t.Beside == nil {
+		return nil
+	}
+	if t.Beside.Kind != kindBulk {
+		return fmt.Errorf("traffic %q: what runs beside it must be bulk", t.Name)
+	}
+	return t.Beside.complete()
+}
+
+// lineOf is the line of a variant.
+func (s *Scenario) lineOf(v Variant) (down, up line.Impairment, err error) {
+	return changed(s.Down, s.Up, v.Down, v.Up)
+}
+
+// changed puts changes on top of a line.
+func changed(down, up line.Impairment, downChange, upChange json.RawMessage) (line.Impairment, line.Impairment, error) {
+	for _, part := range []struct {
+		line   *line.Impairment
+		change json.RawMessage
+	}{{&down, downChange}, {&up, upChange}} {
+		if part.change == nil {
+			continue
+		}
+		if err := decode(part.change, part.line); err != nil {
+			return down, up, err
+		}
+		if err := part.line.Check(); err != nil {
+			return down, up, err
+		}
+	}
+	return down, up, nil
+}
