@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,19 +21,12 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
-// freePort returns a TCP port of loopback that nothing listens on.
-func freePort(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	return port
-}
+// freePort returns a TCP port that nobody has.
+func freePort(t *testing.T) string { return strconv.Itoa(testnet.FreePort(t, "tcp")) }
 
 // startCaddy runs a Caddyfile in this process. The returned function stops it,
 // after which all its logs are written.

@@ -13,12 +13,13 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"github.com/homeward-relay/homeward/modules/internal/relay"
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 func TestDatagrams(t *testing.T) {
 	w := newWorld(t)
 	w.serveUDP(7, echoDatagram)
-	port := freePort(t, "udp")
+	port := testnet.FreePort(t, "udp")
 	w.load(`udp/127.0.0.1:$1 {
 		idle_timeout 1s
 		route {
@@ -70,7 +71,7 @@ func TestEmptyDatagrams(t *testing.T) {
 		}
 		return datagram
 	})
-	port := freePort(t, "udp")
+	port := testnet.FreePort(t, "udp")
 	w.load("udp/127.0.0.1:$1 {\nroute {\nwireguard home:7\n}\n}", port)
 	c := w.dialUDP(port)
 	mustExchange(t, c, "up", "up")
@@ -103,7 +104,7 @@ func TestDatagramsPrefetched(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			w.serveUDP(7, echoDatagram)
-			port := freePort(t, "udp")
+			port := testnet.FreePort(t, "udp")
 			w.load("udp/127.0.0.1:$1 {\n"+fmt.Sprintf(tt.routes, "wireguard home:7")+"\n}", port)
 			for _, size := range tt.sizes {
 				c := w.dialUDP(port)
@@ -118,7 +119,7 @@ func TestDatagramsPrefetched(t *testing.T) {
 func TestDatagramsProxyProtocol(t *testing.T) {
 	w := newWorld(t)
 	w.serveUDP(7, echoDatagram)
-	port := freePort(t, "udp")
+	port := testnet.FreePort(t, "udp")
 	w.load(`udp/:$1 {
 		route {
 			wireguard home:7 {
@@ -138,7 +139,7 @@ func TestDatagramsProxyProtocol(t *testing.T) {
 
 func TestDatagramsProxyProtocolV1(t *testing.T) {
 	w := newWorld(t)
-	port := freePort(t, "udp")
+	port := testnet.FreePort(t, "udp")
 	w.load(`udp/127.0.0.1:$1 {
 		route {
 			wireguard home:7 {
@@ -157,7 +158,7 @@ func TestDatagramsProxyProtocolV1(t *testing.T) {
 // The service at home is stopped and started: the flow stays.
 func TestDatagramsServiceRestart(t *testing.T) {
 	w := newWorld(t)
-	port := freePort(t, "udp")
+	port := testnet.FreePort(t, "udp")
 	w.load("udp/127.0.0.1:$1 {\nroute {\nwireguard home:7\n}\n}", port)
 	c := w.dialUDP(port)
 	for range 5 {
@@ -219,7 +220,7 @@ func TestHostileClientsDoNotWedge(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			w.serveUDP(7, echoDatagram)
-			port := freePort(t, "udp")
+			port := testnet.FreePort(t, "udp")
 			// One server for both: the friendly ones begin with a word.
 			w.load(fmt.Sprintf(`udp/127.0.0.1:$1 {
 				@friendly regexp ^friend 6
@@ -240,7 +241,7 @@ func TestHostileClientsDoNotWedge(t *testing.T) {
 				route {
 					wireguard home:7
 				}
-			}`, tt.hostile), port, freePort(t, "udp"), freePort(t, "udp"))
+			}`, tt.hostile), port, testnet.FreePort(t, "udp"), testnet.FreePort(t, "udp"))
 			mustExchange(t, w.dialUDP(port), "friend", "friend")
 
 			if len(tt.datagram) > 0 {
@@ -271,7 +272,7 @@ func TestHostileClientsOfOneRoute(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			w.serveUDP(7, echoDatagram)
-			port := freePort(t, "udp")
+			port := testnet.FreePort(t, "udp")
 			w.load(`udp/127.0.0.1:$1 {
 				route {
 					wireguard home:7 {
@@ -298,7 +299,7 @@ func TestHostileClientsOfOneRoute(t *testing.T) {
 func TestDatagramsWhileHomeIsAway(t *testing.T) {
 	w := newWorld(t)
 	w.serveUDP(7, echoDatagram)
-	port := freePort(t, "udp")
+	port := testnet.FreePort(t, "udp")
 	w.load(`udp/127.0.0.1:$1 {
 		route {
 			wireguard home:7 {

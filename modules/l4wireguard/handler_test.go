@@ -14,12 +14,13 @@ import (
 	"github.com/pires/go-proxyproto"
 
 	"github.com/homeward-relay/homeward/modules/internal/relay"
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 func TestStream(t *testing.T) {
 	w := newWorld(t)
 	w.serveTCP(7, echo)
-	port := freePort(t, "tcp")
+	port := testnet.FreePort(t, "tcp")
 	w.load(`127.0.0.1:$1 {
 		route {
 			wireguard home:7
@@ -75,7 +76,7 @@ func TestStreamUpstreamForms(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Setenv("L4WIREGUARD_TEST_UPSTREAM", "home:7002")
-			port := freePort(t, "tcp")
+			port := testnet.FreePort(t, "tcp")
 			w.load(tt.listen+" {\nroute {\n"+tt.handler+"\n}\n}", port, port+2)
 			got, err := io.ReadAll(w.dial(port + tt.offset))
 			if string(got) != tt.want || err != nil {
@@ -88,7 +89,7 @@ func TestStreamUpstreamForms(t *testing.T) {
 func TestStreamNextUpstream(t *testing.T) {
 	w := newWorld(t)
 	w.serveTCP(7, echo)
-	port := freePort(t, "tcp")
+	port := testnet.FreePort(t, "tcp")
 	w.load(`127.0.0.1:$1 {
 		route {
 			wireguard home:9 home:7
@@ -109,7 +110,7 @@ func TestStreamNextUpstream(t *testing.T) {
 func TestStreamPrefetched(t *testing.T) {
 	w := newWorld(t)
 	w.serveTCP(22, echo)
-	port := freePort(t, "tcp")
+	port := testnet.FreePort(t, "tcp")
 	w.load(`127.0.0.1:$1 {
 		@ssh ssh
 		route @ssh {
@@ -123,7 +124,7 @@ func TestStreamPrefetched(t *testing.T) {
 func TestStreamRefused(t *testing.T) {
 	w := newWorld(t)
 	w.serveTCP(7, echo)
-	port, echoing := freePort(t, "tcp"), freePort(t, "tcp")
+	port, echoing := testnet.FreePort(t, "tcp"), testnet.FreePort(t, "tcp")
 	w.load(`127.0.0.1:$1 {
 		route {
 			wireguard home:9
@@ -151,7 +152,7 @@ func TestStreamRefused(t *testing.T) {
 func TestStreamHomeAwayAndBack(t *testing.T) {
 	w := newWorld(t)
 	w.serveTCP(7, echo)
-	port := freePort(t, "tcp")
+	port := testnet.FreePort(t, "tcp")
 	w.load(`127.0.0.1:$1 {
 		route {
 			wireguard home:7 {
@@ -194,7 +195,7 @@ func TestStreamHomeAwayAndBack(t *testing.T) {
 func TestStreamIdleTimeout(t *testing.T) {
 	w := newWorld(t)
 	w.serveTCP(7, echo)
-	port := freePort(t, "tcp")
+	port := testnet.FreePort(t, "tcp")
 	w.load(`127.0.0.1:$1 {
 		route {
 			wireguard home:7 {
@@ -223,7 +224,7 @@ func TestProxyProtocol(t *testing.T) {
 	})
 	for _, version := range []byte{1, 2} {
 		t.Run(fmt.Sprintf("v%d", version), func(t *testing.T) {
-			port := freePort(t, "tcp")
+			port := testnet.FreePort(t, "tcp")
 			w.load(fmt.Sprintf(`127.0.0.1:$1 {
 				route {
 					wireguard home:7 {
@@ -242,7 +243,7 @@ func TestProxyProtocol(t *testing.T) {
 
 	// A client that is a proxy itself: home is told the true client.
 	t.Run("chained", func(t *testing.T) {
-		port := freePort(t, "tcp")
+		port := testnet.FreePort(t, "tcp")
 		w.load(`127.0.0.1:$1 {
 			@pp proxy_protocol
 			route @pp {
@@ -279,7 +280,7 @@ func TestReloadKeepsConnections(t *testing.T) {
 	w := newWorld(t)
 	w.serveTCP(7, echo)
 	w.serveUDP(7, func(datagram []byte, from net.Addr) []byte { return []byte(from.String()) })
-	tcp, udp := freePort(t, "tcp"), freePort(t, "udp")
+	tcp, udp := testnet.FreePort(t, "tcp"), testnet.FreePort(t, "udp")
 	servers := `127.0.0.1:$1 udp/127.0.0.1:$2 {
 		route {
 			wireguard home:7 {
@@ -323,7 +324,7 @@ func TestReloadKeepsConnections(t *testing.T) {
 func TestFailedReload(t *testing.T) {
 	w := newWorld(t)
 	w.serveTCP(7, echo)
-	port := freePort(t, "tcp")
+	port := testnet.FreePort(t, "tcp")
 	w.load("127.0.0.1:$1 {\nroute {\nwireguard home:7\n}\n}", port)
 	c := w.dial(port)
 	mustEcho(t, c, "before")
@@ -341,7 +342,7 @@ func TestStreamsLeaveNothing(t *testing.T) {
 	}
 	w := newWorld(t)
 	w.serveTCP(7, echo)
-	port := freePort(t, "tcp")
+	port := testnet.FreePort(t, "tcp")
 	w.load("127.0.0.1:$1 {\nroute {\nwireguard home:7\n}\n}", port)
 	warm := w.dial(port)
 	mustEcho(t, warm, "warm")

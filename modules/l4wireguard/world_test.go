@@ -32,6 +32,7 @@ import (
 	"github.com/homeward-relay/homeward/modules/internal/netstack/gvisor"
 	"github.com/homeward-relay/homeward/modules/internal/relay"
 	"github.com/homeward-relay/homeward/modules/internal/tunnel"
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // world is a relay, which is a Caddy in this process, and a home, which is
@@ -76,7 +77,7 @@ func newWorld(t testing.TB) *world {
 	w := &world{
 		t:      t,
 		dir:    dir,
-		port:   freePort(t, "udp"),
+		port:   testnet.FreePort(t, "udp"),
 		public: publicKey(homePrivate),
 		lines:  &logFile{t: t, path: filepath.Join(dir, "relayed.log")},
 	}
@@ -165,25 +166,6 @@ func (w *world) tryLoad(servers string, ports ...int) error {
 		return err
 	}
 	return caddy.Load(config, true)
-}
-
-// freePort is a port of 127.0.0.1 that nobody has at the moment.
-func freePort(t testing.TB, network string) int {
-	t.Helper()
-	if network == "udp" {
-		c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		return c.LocalAddr().(*net.UDPAddr).Port
-	}
-	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
 }
 
 // serveTCP calls handle for every connection to home's port.

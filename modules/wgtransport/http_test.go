@@ -211,6 +211,8 @@ func TestUpgrade(t *testing.T) {
 					t.Fatalf("%q %v", line, err)
 				}
 			}
+			conn.Close()
+			upgradesEnd(t)
 			if dials := tunnel.dialed(); !slices.Contains(dials, "tcp "+strings.SplitN(c.upstream, "://", 2)[1]) {
 				t.Errorf("dialed %v", dials)
 			}

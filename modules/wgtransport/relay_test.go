@@ -6,16 +6,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // relay is a Caddy in this process with one site that any host gets to.
@@ -26,16 +29,8 @@ type relay struct {
 	globals string // Caddyfile lines for the global options
 }
 
-// freePort is a port of loopback that was free a moment ago.
-func freePort(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return portOf(listener)
-}
+// freePort is a port that nobody has.
+func freePort(t *testing.T) string { return strconv.Itoa(testnet.FreePort(t, "tcp")) }
 
 // newRelay is a relay over a fresh loopback.
 func newRelay(t *testing.T) (*relay, *loopback) {
@@ -177,6 +172,18 @@ func eventually(t *testing.T, what string, true_ func() bool) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// upgradesEnd waits until reverse_proxy has let go of the upgraded connections,
+// whose client's side is closed. What it does when it is stopped before is not
+// free of data races: Caddy v2.11.9 writes a close frame to a connection whose
+// copying it has not waited for.
+func upgradesEnd(t *testing.T) {
+	t.Helper()
+	eventually(t, "upgraded connections to end", func() bool {
+		stacks := make([]byte, 1<<22)
+		return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("handleUpgradeResponse"))
+	})
 }
 
 // send sends a request and returns the status and what home saw.

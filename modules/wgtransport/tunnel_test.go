@@ -183,6 +183,8 @@ func TestTunnelVersions(t *testing.T) {
 				t.Fatalf("%q %v", line, err)
 			}
 		}
+		conn.Close()
+		upgradesEnd(t)
 	})
 	t.Run("health check", func(t *testing.T) {
 		for _, versions := range []string{"1.1", "1.1 2", "3"} {

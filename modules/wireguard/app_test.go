@@ -27,6 +27,7 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"github.com/homeward-relay/homeward/modules/internal/tunnel"
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // patience bounds every wait. It decides nothing but a hopeless case.
@@ -43,13 +44,7 @@ type other struct {
 // newOther makes both ends' keys and brings up the other end, 10.77.0.2.
 func newOther(t *testing.T) *other {
 	t.Helper()
-	conn, err := net.ListenUDP("udp", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := conn.LocalAddr().(*net.UDPAddr).Port
-	conn.Close()
-
+	port := testnet.FreePort(t, "udp")
 	dir := t.TempDir()
 	key, own := tunnel.NewPrivateKey(), tunnel.NewPrivateKey()
 	if err := os.WriteFile(filepath.Join(dir, "wg0.key"), []byte(key.Base64()), 0o600); err != nil {

@@ -15,6 +15,8 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -49,16 +51,8 @@ func ends(t *testing.T) (relay, home *Config) {
 	return relay, home
 }
 
-// freePort is a UDP port that nobody has at the moment.
-func freePort(t *testing.T) uint16 {
-	t.Helper()
-	conn, err := net.ListenUDP("udp", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	return uint16(conn.LocalAddr().(*net.UDPAddr).Port)
-}
+// freePort is a UDP port that nobody has.
+func freePort(t *testing.T) uint16 { return uint16(testnet.FreePort(t, "udp")) }
 
 // claim prepares a claim and releases it at the end of the test.
 func claim(t *testing.T, tunnel *Tunnel, config *Config) *Claim {
