@@ -1,6 +1,7 @@
 package testnet
 
 import (
+	"errors"
 	"context"
 	"io"
 	"net"
@@ -77,6 +78,12 @@ func TestSweep(t *testing.T) {
 	Run(t, "ip", "netns", "add", name)
 	t.Cleanup(func() { removeNamespace(name) })
 	left := Start(t, "sleep", (&Namespace{Name: name}).Command("sleep", "60"))
+	Eventually(t, 5*time.Second, func() error {
+		if len(namespacePIDs(name)) == 0 {
+			return errors.New("nothing has entered the namespace yet")
+		}
+		return nil
+	})
 	WriteFile(t, lockPath(dead), nil, 0o600)
 
 	sweepDead()
