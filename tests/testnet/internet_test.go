@@ -1,8 +1,8 @@
 package testnet
 
 import (
-	"errors"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
