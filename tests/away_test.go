@@ -41,7 +41,7 @@ func TestHomeAway(t *testing.T) {
 			if took < 1500*time.Millisecond || took > 8*time.Second {
 				t.Errorf("the client was told after %v, want 2s", took)
 			}
-			w.relay.WaitLog(t, mark, `(?i)error.*home.*(heard|handshake)`, 5*time.Second)
+			w.relay.WaitLog(t, mark, `(?i)error.*home.*(called|heard|handshake)`, 5*time.Second)
 		}
 		expectBack := func() {
 			t.Helper()
@@ -76,7 +76,7 @@ func TestHomeAway(t *testing.T) {
 			if got := w.curl(t, "http2", url); got.status != http.StatusBadGateway {
 				t.Errorf("got status %d, want 502", got.status)
 			}
-			w.relay.WaitLog(t, mark, `(?i)error.*home.*(heard|handshake).*"status": ?502`, 5*time.Second)
+			w.relay.WaitLog(t, mark, `(?i)error.*home.*(called|heard|handshake).*"status": ?502`, 5*time.Second)
 		}
 		expectBack := func() {
 			t.Helper()

@@ -81,7 +81,7 @@ func (w *world) example(t testing.TB) string {
 }
 
 // examplePublicKey stands in the examples for home's.
-const examplePublicKey = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+const examplePublicKey = "HOMES-PUBLIC-KEY-GOES-HERE"
 
 // paths adds to values what has to be replaced in every example.
 func (w *world) paths(values map[string]string) map[string]string {

@@ -5,6 +5,7 @@ package wgtransport
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -120,8 +121,11 @@ func (*Transport) CaddyModule() caddy.ModuleInfo {
 // Provision checks the options and finds the tunnels. It opens no socket.
 func (t *Transport) Provision(ctx caddy.Context) error {
 	app, err := wireguard.FromContext(ctx)
-	if err != nil {
+	if errors.Is(err, caddy.ErrNotConfigured) {
 		return t.Origins.At(err, originTransport)
+	}
+	if err != nil {
+		return err // which names its own line
 	}
 	return t.Origins.At(t.provision(ctx, app), originTransport)
 }

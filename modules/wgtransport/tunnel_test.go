@@ -258,7 +258,7 @@ func TestTunnelVersions(t *testing.T) {
 func TestHomeAway(t *testing.T) {
 	ca := newAuthority(t)
 	for _, c := range []struct{ versions, log string }{
-		{"1.1 2", "peer home has never been heard of"},
+		{"1.1 2", "peer home has not called since the tunnel came up"},
 		{"3", "no answer by QUIC"},
 	} {
 		t.Run(c.versions, func(t *testing.T) {

@@ -45,11 +45,9 @@ type endpointName struct {
 	failed  bool // the last attempt failed and was logged
 }
 
-// keepEndpoints resolves the endpoints that are names: at once, and again
-// when handshakes go unanswered, because the name may mean another address by
-// now. It does not touch a peer that answers: where a peer speaks from is
-// where it is.
-func (l *live) keepEndpoints(ctx context.Context) {
+// keep looks after the peers until ctx is done: whether they are heard, and
+// where they are called.
+func (l *live) keep(ctx context.Context) {
 	defer close(l.keeperDone)
 	ticker := time.NewTicker(keeperInterval)
 	defer ticker.Stop()
@@ -58,38 +56,43 @@ func (l *live) keepEndpoints(ctx context.Context) {
 		l.mu.Lock()
 		peers := slices.Clone(l.config.Peers)
 		l.mu.Unlock()
-
-		wanted := make(map[PublicKey]bool)
-		var status map[PublicKey]PeerStatus
-		for i := range peers {
-			peer := &peers[i]
-			if !named(peer.Endpoint) {
-				continue
-			}
-			wanted[peer.PublicKey] = true
-			e := names[peer.PublicKey]
-			if e == nil || e.name != peer.Endpoint {
-				e = &endpointName{name: peer.Endpoint}
-				names[peer.PublicKey] = e
-			}
-			if status == nil {
-				status = make(map[PublicKey]PeerStatus)
-				for _, s := range l.status() {
-					status[s.PublicKey] = s
-				}
-			}
-			l.keepEndpoint(ctx, peer, e, status[peer.PublicKey])
+		status := make(map[PublicKey]PeerStatus)
+		for _, s := range l.status() {
+			status[s.PublicKey] = s
 		}
-		for key := range names {
-			if !wanted[key] {
-				delete(names, key)
-			}
-		}
+		l.notePresence(status)
+		l.keepEndpoints(ctx, peers, names, status)
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		case <-l.changed:
+		}
+	}
+}
+
+// keepEndpoints resolves the endpoints that are names: at once, and again
+// when handshakes go unanswered, because the name may mean another address by
+// now. It does not touch a peer that answers: where a peer speaks from is
+// where it is.
+func (l *live) keepEndpoints(ctx context.Context, peers []Peer, names map[PublicKey]*endpointName, status map[PublicKey]PeerStatus) {
+	wanted := make(map[PublicKey]bool)
+	for i := range peers {
+		peer := &peers[i]
+		if !named(peer.Endpoint) {
+			continue
+		}
+		wanted[peer.PublicKey] = true
+		e := names[peer.PublicKey]
+		if e == nil || e.name != peer.Endpoint {
+			e = &endpointName{name: peer.Endpoint}
+			names[peer.PublicKey] = e
+		}
+		l.keepEndpoint(ctx, peer, e, status[peer.PublicKey])
+	}
+	for key := range names {
+		if !wanted[key] {
+			delete(names, key)
 		}
 	}
 }

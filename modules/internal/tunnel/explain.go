@@ -31,16 +31,30 @@ func (c *Claim) Explain(ctx context.Context, remote netip.AddrPort, err error) e
 		if status.PublicKey != peer.PublicKey {
 			continue
 		}
-		switch age := time.Since(status.LastHandshake).Round(time.Second); {
-		case status.LastHandshake.IsZero() && !status.Endpoint.IsValid():
-			return fmt.Errorf("peer %s has never been heard of since the tunnel came up and has no endpoint to call; check that it runs, that its endpoint is this machine's UDP port %d, and that no firewall closes that port: %w", peer.Name, c.tunnel.ListenPort(), err)
-		case status.LastHandshake.IsZero():
-			return fmt.Errorf("peer %s has not answered at %s since the tunnel came up; check that it runs and that both ends have each other's public key: %w", peer.Name, status.Endpoint, err)
-		case age > sessionMax:
-			return fmt.Errorf("peer %s is silent: last handshake %s ago, from %s: %w", peer.Name, age, status.Endpoint, err)
-		default:
-			return fmt.Errorf("peer %s is up (last handshake %s ago), but %s does not answer; check the program there, its firewall, and that the peer's allowed IPs for this end contain the tunnel's address: %w", peer.Name, age, remote, err)
-		}
+		return c.describeSilence(status, remote, err)
 	}
 	return err
+}
+
+// quietAfter is from when a peer that was up is rather away than its program
+// is: a peer behind NAT is customarily heard every 25 s.
+const quietAfter = 30 * time.Second
+
+// restartGrace is how long a home may take to notice that its relay has been
+// restarted: until its session ends (whitepaper, section 6.1).
+const restartGrace = 150 * time.Second
+
+func (c *Claim) describeSilence(status PeerStatus, remote netip.AddrPort, err error) error {
+	age := func(t time.Time) time.Duration { return time.Since(t).Round(time.Second) }
+	switch {
+	case status.LastHandshake.IsZero() && !status.Endpoint.IsValid() && c.tunnel.upFor() < restartGrace:
+		return fmt.Errorf("peer %s has not called since the tunnel came up %s ago, which an idle peer may take two minutes to do; if it stays away, check that it runs, that its endpoint is this machine's UDP port %d, that no firewall closes that port, and that both ends have each other's public key: %w", status.Name, c.tunnel.upFor().Round(time.Second), c.tunnel.ListenPort(), err)
+	case status.LastHandshake.IsZero() && !status.Endpoint.IsValid():
+		return fmt.Errorf("peer %s has never been heard of since the tunnel came up and has no endpoint to call; check that it runs, that its endpoint is this machine's UDP port %d, that no firewall closes that port, and that both ends have each other's public key: %w", status.Name, c.tunnel.ListenPort(), err)
+	case status.LastHandshake.IsZero():
+		return fmt.Errorf("peer %s has not answered at %s since the tunnel came up; check that it runs and that both ends have each other's public key: %w", status.Name, status.Endpoint, err)
+	case age(status.LastReceived) > quietAfter:
+		return fmt.Errorf("peer %s is silent: last heard of %s ago, from %s; check that it runs and is online (last handshake %s ago): %w", status.Name, age(status.LastReceived), status.Endpoint, age(status.LastHandshake), err)
+	}
+	return fmt.Errorf("peer %s is up (last heard of %s ago, last handshake %s ago), but %s does not answer; check the program there, its firewall, and that the peer's allowed IPs for this end contain the tunnel's address: %w", status.Name, age(status.LastReceived), age(status.LastHandshake), remote, err)
 }

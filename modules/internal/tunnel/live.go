@@ -27,10 +27,13 @@ type live struct {
 	bind   *wgbind.Bind
 	port   uint16 // the port in use, never 0
 
-	mu      sync.Mutex // guards what the keeper reads as well
-	config  *Config    // what the device and the stack have now
-	changed chan struct{}
-	logger  *zap.Logger
+	since time.Time // when the tunnel came up
+
+	mu       sync.Mutex // guards what the keeper reads as well
+	config   *Config    // what the device and the stack have now
+	presence map[PublicKey]*presence
+	changed  chan struct{}
+	logger   *zap.Logger
 
 	stopKeeper context.CancelFunc
 	keeperDone chan struct{}
@@ -48,11 +51,13 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		return nil, fmt.Errorf("starting the TCP/IP stack of tunnel %s: %w", name, err)
 	}
 	l := &live{
-		stack:   stack,
-		bind:    wgbind.New(),
-		config:  config,
-		changed: make(chan struct{}, 1),
-		logger:  logger,
+		stack:    stack,
+		bind:     wgbind.New(),
+		since:    time.Now(),
+		config:   config,
+		presence: make(map[PublicKey]*presence),
+		changed:  make(chan struct{}, 1),
+		logger:   logger,
 	}
 	l.device = device.NewDevice(stack.Device(), l.bind, deviceLogger(logger))
 	if err := l.start(); err != nil {
@@ -61,10 +66,11 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.stopKeeper, l.keeperDone = cancel, make(chan struct{})
-	go l.keepEndpoints(ctx)
+	go l.keep(ctx)
 	logger.Info("tunnel is up",
 		zap.String("stack", stack.Kind()),
 		zap.Uint16("listen_port", l.port),
+		zap.Stringer("public_key", config.PrivateKey.Public()),
 		zap.Int("mtu", config.MTU),
 		zap.Stringers("address", config.Addresses),
 		zap.String("peers", config.describe()))
@@ -127,6 +133,7 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 			errs = append(errs, fmt.Errorf("changing the tunnel's port: %w", err))
 		} else {
 			l.port = port
+			logger.Info("tunnel listens on another port", zap.Uint16("listen_port", port))
 		}
 	}
 	l.config = wanted
@@ -163,32 +170,42 @@ func (l *live) status() []PeerStatus {
 			s = *k
 		}
 		s.Name = peer.Name
+		s.LastReceived = l.lastReceived(peer.PublicKey)
+		if s.LastReceived.Before(s.LastHandshake) {
+			s.LastReceived = s.LastHandshake // since the keeper's last look
+		}
 		status = append(status, s)
 	}
 	return status
 }
 
 // deviceLogger hands wireguard-go's messages on. It formats them only for a
-// logger that wants them, and no more than a few a minute of each kind: an
-// absent peer makes wireguard-go complain every 5 s.
+// logger that wants them, and complaints no more than a few a minute: an absent
+// peer makes wireguard-go complain every 5 s.
 func deviceLogger(logger *zap.Logger) *device.Logger {
-	logger = logger.Named("device").WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
-		return zapcore.NewSamplerWithOptions(core, time.Minute, 10, 0)
+	logger = logger.Named("device")
+	sampled := logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Minute, 5, 0)
 	}))
-	messages := &device.Logger{Verbosef: device.DiscardLogf}
-	if logger.Core().Enabled(zap.DebugLevel) {
-		messages.Verbosef = func(format string, args ...any) {
-			logger.Debug("wireguard-go", zap.String("detail", fmt.Sprintf(format, args...)))
-		}
+	debug := logger.Core().Enabled(zap.DebugLevel)
+	return &device.Logger{
+		Verbosef: func(format string, args ...any) {
+			switch {
+			case strings.HasPrefix(format, "Received invalid initiation message"):
+				// The last argument is where it came from.
+				sampled.Warn("somebody calls with a key that no peer has, or for another public key than this tunnel's; if it is a peer of yours, compare both ends' public keys", zap.Any("remote", args[len(args)-1]))
+			case debug:
+				logger.Debug("wireguard-go", zap.String("detail", fmt.Sprintf(format, args...)))
+			}
+		},
+		Errorf: func(format string, args ...any) {
+			detail := fmt.Sprintf(format, args...)
+			// A peer behind CGN has no endpoint until it speaks: no fault.
+			if strings.Contains(detail, "no known endpoint") {
+				logger.Debug("wireguard-go", zap.String("detail", detail))
+				return
+			}
+			sampled.Warn("wireguard-go", zap.String("detail", detail))
+		},
 	}
-	messages.Errorf = func(format string, args ...any) {
-		detail := fmt.Sprintf(format, args...)
-		// A peer behind CGN has no endpoint until it speaks: no fault.
-		if strings.Contains(detail, "no known endpoint") {
-			logger.Debug("wireguard-go", zap.String("detail", detail))
-			return
-		}
-		logger.Warn("wireguard-go", zap.String("detail", detail))
-	}
-	return messages
 }

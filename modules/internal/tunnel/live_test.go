@@ -293,7 +293,7 @@ func TestDialErrorsSayWhatToDo(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, err := r.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(homeAddress, 7))
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "peer home has never been heard of") {
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "peer home has not called since the tunnel came up") {
 		t.Errorf("home away: %v", err)
 	}
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -212,6 +213,16 @@ func (t *Tunnel) ListenPort() uint16 {
 		return 0
 	}
 	return t.live.port
+}
+
+// upFor is for how long the tunnel has been up.
+func (t *Tunnel) upFor() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.live == nil {
+		return 0
+	}
+	return time.Since(t.live.since)
 }
 
 // DialTCP connects to remote through the tunnel, which it brings up if need

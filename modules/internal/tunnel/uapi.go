@@ -126,6 +126,10 @@ type PeerStatus struct {
 	// that there never was one.
 	LastHandshake time.Time
 
+	// LastReceived is when something last came from the peer, to within a
+	// second. The zero value means that nothing has, since the tunnel is up.
+	LastReceived time.Time
+
 	// Received and Sent count the bytes of encrypted packets, since the
 	// tunnel is up.
 	Received, Sent uint64

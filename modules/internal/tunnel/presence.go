@@ -1,0 +1,63 @@
+package tunnel
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// silentAfter is how long nothing may come from a peer before a log line says
+// that it is silent: what the slowest customary keepalive, one a minute, needs
+// three times.
+const silentAfter = 3 * time.Minute
+
+// presence is when a peer was last heard.
+type presence struct {
+	received uint64 // bytes, at the last look
+	heard    time.Time
+	up       bool // as the log last said
+}
+
+// notePresence compares the peers' counters with those of the last look, and
+// logs who has come and who has fallen silent.
+func (l *live) notePresence(status map[PublicKey]PeerStatus) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key, s := range status {
+		p := l.presence[key]
+		if p == nil {
+			p = new(presence)
+			l.presence[key] = p
+		}
+		if s.Received != p.received {
+			p.received, p.heard = s.Received, now
+		}
+		// What came may have been a handshake that leads to nothing.
+		up := !s.LastHandshake.IsZero() && now.Sub(p.heard) < silentAfter
+		if up == p.up {
+			continue
+		}
+		p.up = up
+		if up {
+			l.logger.Info("peer is up", zap.String("peer", s.Name), zap.Stringer("endpoint", s.Endpoint))
+		} else {
+			l.logger.Warn("peer is silent", zap.String("peer", s.Name), zap.Stringer("endpoint", s.Endpoint), zap.Duration("for", now.Sub(p.heard).Round(time.Second)))
+		}
+	}
+	for key := range l.presence {
+		if _, ok := status[key]; !ok {
+			delete(l.presence, key)
+		}
+	}
+}
+
+// lastReceived is when a peer was last heard.
+func (l *live) lastReceived(key PublicKey) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.presence[key]; p != nil {
+		return p.heard
+	}
+	return time.Time{}
+}
