@@ -152,8 +152,8 @@ func TestCalibration(t *testing.T) {
 			t.Logf("rate %.2f Mbit/s (line %.2f), delay p50 %s p95 %s max %s (line %s + %s), lost %d, queue dropped %d, late deliveries %d, latest %s",
 				s.rate/1e6, float64(test.rate)/1e6, s.delay(0.5), s.delay(0.95), s.delay(1), delay, airtime(1400, test.rate), s.sent-s.received, c.Dropped, c.DelayedDeliveries, c.LatestDelivery)
 			// Where the machine is too busy, the hosts' own queues drop some too.
-			if c.Lost != 0 || test.load < 1 && c.Dropped != 0 {
-				t.Errorf("the line dropped %d and lost %d", c.Dropped, c.Lost)
+			if c.Lost != 0 {
+				t.Errorf("the line lost %d", c.Lost)
 			}
 			if uint64(s.received) > c.Passed || c.Passed+c.Dropped > uint64(s.sent) {
 				t.Errorf("of %d packets the line dropped %d and passed %d, and %d arrived", s.sent, c.Dropped, c.Passed, s.received)
