@@ -48,7 +48,7 @@ type World struct {
 }
 
 // NewWorld makes a world. Home has the services that traffic needs, on all of
-// its addresses.
+// its addresses. The hosts' TCP is cubic.
 func NewWorld(t testing.TB, down, up line.Impairment, seed uint64) *World {
 	t.Helper()
 	w := new(World)
@@ -70,6 +70,10 @@ func NewWorld(t testing.TB, down, up line.Impairment, seed uint64) *World {
 			}
 		})
 	})
+	// What most hosts have, whatever this one does.
+	for _, host := range []*testnet.Namespace{w.Client, w.Relay, w.Home} {
+		host.Sysctl(t, "net.ipv4.tcp_congestion_control", "cubic")
+	}
 	w.startServices(t)
 	return w
 }

@@ -23,7 +23,7 @@ mkdir -p "$out"
 {
 	echo "- command: \`tests/lab/run.sh ${scenarios[*]} $*\` at $(git describe --always --dirty 2>/dev/null || echo 'no commit'), $(date -u +%F)"
 	echo "- machine: $(nproc) cores, $(sed -nE 's/^model name\s*: //p' /proc/cpuinfo | head -1), $(uname -sr), $(go version | cut -d ' ' -f 3)"
-	echo "- host sysctls: rmem_max $(cat /proc/sys/net/core/rmem_max), wmem_max $(cat /proc/sys/net/core/wmem_max), tcp_congestion_control $(cat /proc/sys/net/ipv4/tcp_congestion_control)"
+	echo "- host sysctls: rmem_max $(cat /proc/sys/net/core/rmem_max), wmem_max $(cat /proc/sys/net/core/wmem_max); TCP of all hosts: cubic"
 } | tee "$out/machine.md"
 
 go test -count=1 -timeout 6h -v -run '^TestLab$' ./tests/lab -scenarios "$(IFS=,; echo "${scenarios[*]}")" -out "$(cd "$out" && pwd)" "$@" |
