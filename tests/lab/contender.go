@@ -47,6 +47,9 @@ type World struct {
 	Line *line.Line
 }
 
+// congestionControl is what most hosts have, whatever this one does.
+const congestionControl = "cubic"
+
 // NewWorld makes a world. Home has the services that traffic needs, on all of
 // its addresses. The hosts' TCP is cubic.
 func NewWorld(t testing.TB, down, up line.Impairment, seed uint64) *World {
@@ -70,10 +73,11 @@ func NewWorld(t testing.TB, down, up line.Impairment, seed uint64) *World {
 			}
 		})
 	})
-	// What most hosts have, whatever this one does.
-	for _, host := range []*testnet.Namespace{w.Client, w.Relay, w.Home} {
-		host.Sysctl(t, "net.ipv4.tcp_congestion_control", "cubic")
-	}
+	// By route, since a namespace may not choose what its host restricts. For
+	// routes into tunnels, bulk says it to iperf3.
+	w.Client.IP(t, "route replace default via 198.51.100.1 congctl "+congestionControl)
+	w.Relay.IP(t, "route replace default via 203.0.113.1 congctl "+congestionControl)
+	w.Home.IP(t, "route replace default via 192.168.178.1 congctl "+congestionControl)
 	w.startServices(t)
 	return w
 }
