@@ -14,7 +14,7 @@ const KeySize = 32
 
 // ErrKey means that a text is not a WireGuard key. The text is never part of
 // the error, because it may be a secret with a typing mistake.
-var ErrKey = errors.New("not a WireGuard key: it must be 44 characters of base64, as `wg genkey` prints it")
+var ErrKey = errors.New("not a WireGuard key: it must be 44 characters of base64, as WireGuard's tools print it")
 
 // PublicKey is the public half of a Curve25519 key pair: the name of a peer.
 type PublicKey [KeySize]byte
