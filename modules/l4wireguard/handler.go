@@ -28,7 +28,7 @@ const (
 	defaultIdleUDP = 2 * time.Minute
 
 	// endTimeout is how long Cleanup waits at the end of the process for the
-	// last connections to be reset.
+	// stragglers to be reset.
 	endTimeout = 2 * time.Second
 )
 
@@ -195,9 +195,9 @@ func (h *Handler) Cleanup() error {
 		return nil
 	}
 
-	// A drain within Caddy's grace period belongs before this. It must be over
-	// before the tunnels go, which only the wireguard app's Stop is: Cleanups
-	// run in no order.
+	// The wireguard app's Stop has ended what there was while every tunnel was
+	// still up. These are the ones that were accepted since, before layer4's
+	// Stop; for them the tunnel may be gone, as Cleanups run in no order.
 	h.stopDialing()
 	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
