@@ -59,7 +59,7 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		changed:  make(chan struct{}, 1),
 		logger:   logger,
 	}
-	l.device = device.NewDevice(stack.Device(), l.bind, deviceLogger(logger))
+	l.device = device.NewDevice(stack.Device(), l.bind, deviceLogger(logger, l.uncross))
 	if err := l.start(); err != nil {
 		l.device.Close()
 		return nil, errors.Join(fmt.Errorf("bringing up tunnel %s: %w", name, err), l.bind.Discard(), stack.Close())
@@ -181,8 +181,9 @@ func (l *live) status() []PeerStatus {
 
 // deviceLogger hands wireguard-go's messages on. It formats them only for a
 // logger that wants them, and complaints no more than a few a minute: an absent
-// peer makes wireguard-go complain every 5 s.
-func deviceLogger(logger *zap.Logger) *device.Logger {
+// peer makes wireguard-go complain every 5 s. What says that a peer's handshake
+// has come to nothing is handed to uncross instead, in a goroutine of its own.
+func deviceLogger(logger *zap.Logger, uncross func(*device.Peer)) *device.Logger {
 	logger = logger.Named("device")
 	sampled := logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 5, 0)
@@ -199,6 +200,11 @@ func deviceLogger(logger *zap.Logger) *device.Logger {
 			}
 		},
 		Errorf: func(format string, args ...any) {
+			if peer := crossed(format, args); peer != nil {
+				logger.Debug("both ends have begun a handshake at once; beginning anew")
+				go uncross(peer)
+				return
+			}
 			detail := fmt.Sprintf(format, args...)
 			// A peer behind CGN has no endpoint until it speaks: no fault.
 			if strings.Contains(detail, "no known endpoint") {
