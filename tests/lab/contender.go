@@ -2,7 +2,9 @@ package lab
 
 import (
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/homeward-relay/homeward/tests/lab/line"
 	"github.com/homeward-relay/homeward/tests/testnet"
@@ -17,10 +19,24 @@ type Contender interface {
 	// versions. An error says why they cannot be had here.
 	Obtain(t testing.TB) (versions string, err error)
 
-	// Start sets up relay and home in a world, so that each of Ports of the
-	// relay's public address reaches the same port at home, and returns once
-	// that works. What it starts ends with t.
+	// Start sets up relay and home in a world, so that each of Ports and
+	// UDPPorts of the relay's public address reaches the same port at home. What
+	// it starts ends with t.
 	Start(t testing.TB, w *World) Running
+}
+
+// limited is a contender that cannot do everything.
+type limited interface {
+	// Unable says why it cannot have a kind of traffic, or nothing if it can.
+	Unable(kind string) (why string)
+}
+
+// unable says why a contender cannot have a kind of traffic, or nothing.
+func unable(contender Contender, kind string) (why string) {
+	if limited, ok := contender.(limited); ok {
+		return limited.Unable(kind)
+	}
+	return ""
 }
 
 // Running are the processes of a contender whose CPU time counts. A
@@ -32,11 +48,19 @@ type Running struct {
 // Ports that every contender brings home.
 const (
 	bulkPort = 5201 // iperf3
-	askPort  = 7007 // a byte or a small request, and its answer
+	askPort  = 7007 // TCP: whatever is sent comes back
 )
 
-// Ports are all of them.
-var Ports = []int{bulkPort, askPort}
+var (
+	// Ports are those of TCP.
+	Ports = []int{bulkPort, askPort}
+
+	// UDPPorts are those of UDP.
+	UDPPorts = []int{}
+)
+
+// goodLine is what a world has between measurements.
+var goodLine = line.Impairment{Rate: 500e6, Delay: line.Duration(2 * time.Millisecond)}
 
 // World is the user's situation with an emulated line between the CGN and the
 // internet.
@@ -45,24 +69,27 @@ type World struct {
 
 	// Line's direction AtoB is the one to home.
 	Line *line.Line
+
+	// routerIP is what the world sees of home now.
+	routerIP string
 }
 
 // congestionControl is what most hosts have, whatever this one does.
 const congestionControl = "cubic"
 
-// NewWorld makes a world. Home has the services that traffic needs, on all of
-// its addresses. The hosts' TCP is cubic.
-func NewWorld(t testing.TB, down, up line.Impairment, seed uint64) *World {
+// NewWorld makes a world with a good line. Home has the services that traffic
+// needs, on all of its addresses. The hosts' TCP is cubic.
+func NewWorld(t testing.TB) *World {
 	t.Helper()
-	w := new(World)
+	w := &World{routerIP: testnet.RouterIP}
 	w.Internet = testnet.NewInternetOver(t, func(t testing.TB, router *testnet.Namespace, eth string, core *testnet.Namespace, name string) {
 		var err error
 		w.Line, err = line.New(line.Config{
 			A:    line.End{Name: name, Enter: core.Do},
 			B:    line.End{Name: eth, Enter: router.Do},
-			AtoB: down,
-			BtoA: up,
-			Seed: seed,
+			AtoB: goodLine,
+			BtoA: goodLine,
+			Seed: 1,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -73,13 +100,57 @@ func NewWorld(t testing.TB, down, up line.Impairment, seed uint64) *World {
 			}
 		})
 	})
-	// By route, since a namespace may not choose what its host restricts. For
-	// routes into tunnels, bulk says it to iperf3.
-	w.Client.IP(t, "route replace default via 198.51.100.1 congctl "+congestionControl)
-	w.Relay.IP(t, "route replace default via 203.0.113.1 congctl "+congestionControl)
-	w.Home.IP(t, "route replace default via 192.168.178.1 congctl "+congestionControl)
+	for _, host := range w.hosts() {
+		// What a host learned from a bad line would slow down the next run.
+		host.Sysctl(t, "net.ipv4.tcp_no_metrics_save", "1")
+	}
+	w.useCongestionControl(t)
 	w.startServices(t)
 	return w
+}
+
+func (w *World) hosts() []*testnet.Namespace {
+	return []*testnet.Namespace{w.Client, w.Relay, w.Home}
+}
+
+// useCongestionControl says by route what TCP to use, since a namespace may
+// not choose what its host restricts. It is called again when there are routes
+// into a tunnel.
+func (w *World) useCongestionControl(t testing.TB) {
+	t.Helper()
+	for _, host := range w.hosts() {
+		for route := range strings.Lines(host.Output(t, "ip", "-4", "route", "show")) {
+			if !strings.Contains(route, "congctl") {
+				host.IP(t, "route replace "+strings.TrimSpace(route)+" congctl "+congestionControl)
+			}
+		}
+	}
+}
+
+// otherRouterIP is what the world sees of home after a reconnect, and
+// testnet.RouterIP after the next.
+const otherRouterIP = "192.0.2.9"
+
+// reconnect gives the router an address, and with it a NAT that has forgotten
+// everything: a masquerade's state goes with its address.
+func (w *World) reconnect(newAddress bool) error {
+	old := w.routerIP
+	if newAddress {
+		w.routerIP = otherRouterIP
+		if old == otherRouterIP {
+			w.routerIP = testnet.RouterIP
+		}
+	}
+	for _, command := range []string{
+		"addr del " + old + "/24 dev eth0",
+		"addr add " + w.routerIP + "/24 dev eth0",
+		"route replace default via 192.0.2.1",
+	} {
+		if out, err := w.Router.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", command, err, out)
+		}
+	}
+	return nil
 }
 
 // contenders are all that there are, in the tables' order.

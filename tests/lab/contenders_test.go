@@ -3,9 +3,7 @@ package lab
 import (
 	"os"
 	"testing"
-	"time"
 
-	"github.com/homeward-relay/homeward/tests/lab/line"
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
@@ -19,37 +17,34 @@ func TestContenders(t *testing.T) {
 		t.Skip("left out: builds and installs other people's programs, so it needs " + labEnv + "=1")
 	}
 	testnet.Need(t, "ip", "nft", "wg", "iperf3")
-	good := line.Impairment{Rate: 100e6, Delay: line.Duration(2 * time.Millisecond)}
 	traffics := []Traffic{
 		{Name: "to home", Kind: kindBulk, Seconds: 1},
 		{Name: "from home", Kind: kindBulk, From: "home", Seconds: 1},
 		{Name: "requests", Kind: kindRequests, Seconds: 1},
 		{Name: "ping beside an upload", Kind: kindPing, Seconds: 1, Beside: &Traffic{Kind: kindBulk, From: "home"}},
 	}
-	for i := range traffics {
-		if err := traffics[i].complete(); err != nil {
-			t.Fatal(err)
-		}
+	scenario := &Scenario{Traffic: traffics}
+	if err := scenario.complete(); err != nil {
+		t.Fatal(err)
 	}
 	for _, contender := range contenders {
 		t.Run(contender.Name(), func(t *testing.T) {
-			versions, err := contender.Obtain(t)
-			if err != nil {
-				t.Skipf("left out: %s: %v", contender.Name(), err)
+			e := enter(t, []Contender{contender})[0]
+			if e.absent != "" {
+				t.Skipf("left out: %s: %s", contender.Name(), e.absent)
 			}
-			t.Log(versions)
-			w := NewWorld(t, good, good, 1)
-			running := contender.Start(t, w)
-			w.Reachable(t)
+			t.Log(e.versions)
 			for i := range traffics {
-				relay, home := cpu(t, running.Relay), cpu(t, running.Home)
-				r, err := w.run(t.Context(), &traffics[i])
+				if why := unable(contender, traffics[i].Kind); why != "" {
+					t.Logf("%s: %s", traffics[i].Name, why)
+					continue
+				}
+				r, err := e.measure(t, scenario, scenario.Variants[0], &traffics[i], 1)
 				if err != nil {
 					t.Errorf("%s: %v", traffics[i].Name, err)
 					continue
 				}
-				t.Logf("%s: %v; CPU of the relay %v, of home %v", traffics[i].Name, r.metrics,
-					cpu(t, running.Relay)-relay, cpu(t, running.Home)-home)
+				t.Logf("%s: %v", traffics[i].Name, r.metrics)
 			}
 		})
 	}

@@ -2,9 +2,12 @@ package lab
 
 import (
 	"bytes"
+	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,80 +18,157 @@ var (
 	chosenScenarios  = flag.String("scenarios", "smoke", "scenarios to run, separated by commas, or all")
 	chosenContenders = flag.String("contenders", "", "contenders that take part, separated by commas; default: the scenario's")
 	chosenRounds     = flag.Int("rounds", 0, "rounds of each measurement; default: the scenario's")
+	quick            = flag.Bool("quick", false, "one round, in which nothing takes longer than it must: for a look, not for figures")
 	outFolder        = flag.String("out", "", "folder for samples.csv and report.md; default: only the log has them")
 )
 
 func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
 
 // TestLab runs the chosen scenarios: by default the smoke scenario, which
-// shows that the lab works. Figures decide nothing here; a measurement that
-// cannot be made does.
+// shows that the lab works. Figures decide nothing here; a measurement of the
+// smoke scenario that cannot be made does.
 func TestLab(t *testing.T) {
 	testnet.Need(t, "ip", "nft", "wg", "iperf3")
-	scenarios, err := Scenarios()
+	chosen, err := chooseScenarios(*chosenScenarios)
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := strings.Split(*chosenScenarios, ",")
-	if *chosenScenarios == "all" {
-		names = names[:0]
-		for name := range scenarios {
-			if name != "smoke" {
-				names = append(names, name)
-			}
+	takePart := make(map[string][]string) // the contenders' names by scenario
+	var all []string
+	for _, scenario := range chosen {
+		if *quick {
+			scenario.shorten()
 		}
+		if *chosenRounds > 0 {
+			scenario.Rounds = *chosenRounds
+		}
+		takePart[scenario.Name] = participants(scenario)
+		all = append(all, takePart[scenario.Name]...)
 	}
-	var report, contendersText bytes.Buffer
-	var all []Sample
-	for _, name := range names {
-		scenario, ok := scenarios[name]
-		if !ok {
-			t.Fatalf("there is no scenario %q", name)
-		}
-		t.Run(name, func(t *testing.T) {
-			wanted := scenario.Contenders
-			if *chosenContenders != "" {
-				wanted = strings.Split(*chosenContenders, ",")
-			}
-			contenders, err := find(wanted)
-			if err != nil {
-				t.Fatal(err)
-			}
-			rounds := scenario.Rounds
-			if *chosenRounds > 0 {
-				rounds = *chosenRounds
-			}
-			entries := enter(t, scenario, contenders)
+	taking := slices.DeleteFunc(slices.Clone(contenders), func(c Contender) bool { return !slices.Contains(all, c.Name()) })
+	out := newOutput(t, *outFolder)
+	entries := enter(t, taking)
+	out.contenders(t, entries)
+	for _, scenario := range chosen {
+		t.Run(scenario.Name, func(t *testing.T) {
+			mine := slices.DeleteFunc(slices.Clone(entries), func(e *entry) bool {
+				return !slices.Contains(takePart[scenario.Name], e.contender.Name())
+			})
 			var samples []Sample
-			Run(t, scenario, entries, rounds, func(s Sample) {
+			Run(t, scenario, mine, scenario.Rounds, func(s Sample) {
 				samples = append(samples, s)
-				all = append(all, s)
-				if s.Err != "" && name == "smoke" {
+				out.sample(t, s)
+				if s.Err != "" && scenario.Name == "smoke" {
 					t.Errorf("%s: %s", s, s.Err)
 				}
 			})
-			if contendersText.Len() == 0 {
-				Contenders(&contendersText, entries)
-			}
-			if err := Table(&report, scenario, entries, samples); err != nil {
-				t.Fatal(err)
-			}
-			if err := Seconds(&report, samples); err != nil {
-				t.Fatal(err)
-			}
+			out.scenario(t, scenario, mine, samples)
 		})
 	}
-	t.Log("\n" + contendersText.String() + "\n" + report.String())
-	if *outFolder == "" {
-		return
+	t.Log("\n" + out.report.String())
+}
+
+// chooseScenarios returns scenarios by their names, or all but the one for CI,
+// in the order of their names.
+func chooseScenarios(names string) (chosen []*Scenario, err error) {
+	scenarios, err := Scenarios()
+	if err != nil {
+		return nil, err
 	}
-	var table bytes.Buffer
-	if err := CSV(&table, all); err != nil {
+	wanted := strings.Split(names, ",")
+	if names == "all" {
+		wanted = nil
+		for name := range scenarios {
+			if name != "smoke" {
+				wanted = append(wanted, name)
+			}
+		}
+		slices.Sort(wanted)
+	}
+	for _, name := range wanted {
+		if scenarios[name] == nil {
+			return nil, fmt.Errorf("there is no scenario %q", name)
+		}
+		chosen = append(chosen, scenarios[name])
+	}
+	return chosen, nil
+}
+
+// participants are the names of the contenders that take part in a scenario.
+func participants(scenario *Scenario) (names []string) {
+	switch {
+	case *chosenContenders != "":
+		names = strings.Split(*chosenContenders, ",")
+	case len(scenario.Contenders) > 0:
+		names = slices.Clone(scenario.Contenders)
+	default:
+		for _, c := range contenders {
+			names = append(names, c.Name())
+		}
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return slices.Contains(scenario.Without, name) })
+}
+
+// output is where the results go. They are written as they come, so that a run
+// that is ended leaves what it had.
+type output struct {
+	folder string
+	csv    *CSV
+	report bytes.Buffer
+}
+
+// newOutput writes into a folder, or nowhere if it is "".
+func newOutput(t *testing.T, folder string) *output {
+	t.Helper()
+	o := &output{folder: folder}
+	if folder == "" {
+		return o
+	}
+	file, err := os.Create(filepath.Join(folder, "samples.csv"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	for name, content := range map[string][]byte{"report.md": append(contendersText.Bytes(), report.Bytes()...), "samples.csv": table.Bytes()} {
-		if err := os.WriteFile(filepath.Join(*outFolder, name), content, 0o644); err != nil {
-			t.Fatal(err)
-		}
+	t.Cleanup(func() { file.Close() })
+	if o.csv, err = NewCSV(file); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func (o *output) sample(t *testing.T, s Sample) {
+	t.Helper()
+	if o.csv == nil {
+		return
+	}
+	if err := o.csv.Write(s); err != nil {
+		t.Error(err)
+	}
+}
+
+func (o *output) contenders(t *testing.T, entries []*entry) {
+	t.Helper()
+	o.report.WriteString("## Contenders\n\n")
+	if err := Contenders(&o.report, entries); err != nil {
+		t.Error(err)
+	}
+	o.flush(t)
+}
+
+func (o *output) scenario(t *testing.T, scenario *Scenario, entries []*entry, samples []Sample) {
+	t.Helper()
+	o.report.WriteString("\n")
+	if err := errors.Join(Table(&o.report, scenario, entries, samples), Seconds(&o.report, entries, samples)); err != nil {
+		t.Error(err)
+	}
+	o.flush(t)
+}
+
+func (o *output) flush(t *testing.T) {
+	t.Helper()
+	if o.folder == "" {
+		return
+	}
+	if err := os.WriteFile(filepath.Join(o.folder, "report.md"), o.report.Bytes(), 0o644); err != nil {
+		t.Error(err)
 	}
 }

@@ -51,13 +51,13 @@ func number(v float64) string {
 }
 
 // shown are the metrics of a table, in its order.
-var shown = []string{metricRate, metricRelayCPU, metricHomeCPU, metricP50, metricP95, metricMax, metricRequests, metricFailed, metricGap, metricRelayRSS}
+var shown = []string{metricRate, metricRelayCPU, metricHomeCPU, metricP50, metricP95, metricMax, metricRequests, metricFailed, metricGap, metricNew, metricOld, metricLost, metricRelayRSS, metricDropped}
 
 // Table writes a scenario's samples as Markdown: a table for each variant and
 // traffic, a row for each contender, median (least–most) of the rounds.
 func Table(out io.Writer, scenario *Scenario, entries []*entry, samples []Sample) error {
 	var text strings.Builder
-	fmt.Fprintf(&text, "### %s: %s\n", scenario.Name, scenario.Title)
+	fmt.Fprintf(&text, "## %s: %s\n\n%s\n", scenario.Name, scenario.Title, rounds(scenario.Rounds))
 	for _, variant := range scenario.Variants {
 		for _, traffic := range scenario.Traffic {
 			title := traffic.Name
@@ -73,11 +73,27 @@ func Table(out io.Writer, scenario *Scenario, entries []*entry, samples []Sample
 	return err
 }
 
+func rounds(n int) string {
+	if n < claimRounds {
+		return fmt.Sprintf("Rounds: %d, fewer than it takes to claim a ratio.", n)
+	}
+	return fmt.Sprintf("Rounds: %d.", n)
+}
+
+// claimRounds are enough to say that one is so many times as fast as another.
+const claimRounds = 7
+
 func writeTable(text *strings.Builder, title string, entries []*entry, samples []Sample) {
 	values := make(map[string]map[string][]float64) // contender, metric
-	failures := make(map[string]int)
+	failures, made := make(map[string]int), make(map[string]int)
+	inability := make(map[string]string)
 	present := make(map[string]bool)
 	for _, s := range samples {
+		made[s.Contender]++
+		if s.Unable != "" {
+			inability[s.Contender] = s.Unable
+			continue
+		}
 		if s.Err != "" {
 			failures[s.Contender]++
 			continue
@@ -94,7 +110,7 @@ func writeTable(text *strings.Builder, title string, entries []*entry, samples [
 	fmt.Fprintf(text, "\n**%s**\n\n| | %s |\n|---|%s\n", title, strings.Join(columns, " | "), strings.Repeat("---|", len(columns)))
 	for _, e := range entries {
 		name := e.contender.Name()
-		if e.absent != "" {
+		if !slices.ContainsFunc(samples, func(s Sample) bool { return s.Contender == name }) {
 			continue
 		}
 		fmt.Fprintf(text, "| %s |", name)
@@ -102,7 +118,10 @@ func writeTable(text *strings.Builder, title string, entries []*entry, samples [
 			fmt.Fprintf(text, " %s |", spreadOf(values[name][metric]))
 		}
 		if failures[name] > 0 {
-			fmt.Fprintf(text, " %d rounds failed |", failures[name])
+			fmt.Fprintf(text, " %d of %d rounds failed |", failures[name], made[name])
+		}
+		if inability[name] != "" {
+			fmt.Fprintf(text, " %s |", inability[name])
 		}
 		text.WriteString("\n")
 	}
@@ -123,38 +142,57 @@ func Contenders(out io.Writer, entries []*entry) error {
 	return err
 }
 
-// CSV writes a line for each metric of each sample, and for each second of a
-// series, whose metric is called "second N Mbit/s".
-func CSV(out io.Writer, samples []Sample) error {
-	w := csv.NewWriter(out)
-	w.Write([]string{"scenario", "variant", "traffic", "contender", "round", "metric", "value"})
-	for _, s := range samples {
-		row := func(metric, value string) {
-			w.Write([]string{s.Scenario, s.Variant, s.Traffic, s.Contender, strconv.Itoa(s.Round), metric, value})
-		}
-		if s.Err != "" {
-			row("error", s.Err)
-			continue
-		}
-		for _, metric := range slices.Sorted(maps.Keys(s.Metrics)) {
-			row(metric, strconv.FormatFloat(s.Metrics[metric], 'g', 6, 64))
-		}
-		for n, value := range s.Series {
-			row(fmt.Sprintf("second %d Mbit/s", n+1), strconv.FormatFloat(value, 'g', 6, 64))
-		}
-	}
-	w.Flush()
-	return w.Error()
+// CSV writes samples as they come: a line for each metric, and for each second
+// of a series, whose metric is called "second N Mbit/s".
+type CSV struct{ out *csv.Writer }
+
+// NewCSV writes the names of the columns.
+func NewCSV(out io.Writer) (*CSV, error) {
+	c := &CSV{out: csv.NewWriter(out)}
+	return c, c.write([][]string{{"scenario", "variant", "traffic", "contender", "round", "metric", "value"}})
 }
+
+// Write writes a sample, all of it: a run that is ended leaves what it had.
+func (c *CSV) Write(s Sample) error {
+	var rows [][]string
+	row := func(metric, value string) {
+		rows = append(rows, []string{s.Scenario, s.Variant, s.Traffic, s.Contender, strconv.Itoa(s.Round), metric, value})
+	}
+	if s.Err != "" {
+		row(metricError, s.Err)
+	}
+	if s.Unable != "" {
+		row(metricUnable, s.Unable)
+	}
+	for _, metric := range slices.Sorted(maps.Keys(s.Metrics)) {
+		row(metric, strconv.FormatFloat(s.Metrics[metric], 'g', 6, 64))
+	}
+	for n, value := range s.Series {
+		row(fmt.Sprintf("second %d Mbit/s", n+1), strconv.FormatFloat(value, 'g', 6, 64))
+	}
+	return c.write(rows)
+}
+
+func (c *CSV) write(rows [][]string) error {
+	if err := c.out.WriteAll(rows); err != nil {
+		return err
+	}
+	return c.out.Error()
+}
+
+// What is in the CSV in the place of figures.
+const (
+	metricError  = "error"
+	metricUnable = "unable"
+)
 
 // Seconds writes the throughput of each second of the first round, as a table
 // with a column for each contender: what the user saw when iperf3 stalled.
-func Seconds(out io.Writer, samples []Sample) error {
+func Seconds(out io.Writer, entries []*entry, samples []Sample) error {
 	var text strings.Builder
 	type key struct{ variant, traffic string }
 	var keys []key
 	series := make(map[key]map[string][]float64)
-	var names []string
 	for _, s := range samples {
 		if s.Round != 1 || len(s.Series) == 0 {
 			continue
@@ -165,11 +203,14 @@ func Seconds(out io.Writer, samples []Sample) error {
 			keys = append(keys, k)
 		}
 		series[k][s.Contender] = s.Series
-		if !slices.Contains(names, s.Contender) {
-			names = append(names, s.Contender)
-		}
 	}
 	for _, k := range keys {
+		var names []string
+		for _, e := range entries {
+			if series[k][e.contender.Name()] != nil {
+				names = append(names, e.contender.Name())
+			}
+		}
 		fmt.Fprintf(&text, "\n**%s, Mbit/s of each second, first round**\n\n| s | %s |\n|---|%s\n", strings.TrimPrefix(k.variant+", "+k.traffic, ", "), strings.Join(names, " | "), strings.Repeat("---|", len(names)))
 		length := 0
 		for _, values := range series[k] {

@@ -2,9 +2,11 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,6 +22,7 @@ type Sample struct {
 	Metrics                               map[string]float64
 	Series                                []float64
 	Err                                   string // instead of figures
+	Unable                                string // instead of figures: what the contender does not have
 }
 
 // entry is a contender in its world.
@@ -33,7 +36,7 @@ type entry struct {
 
 // enter starts every contender in a world of its own. One that cannot be had
 // is an entry that says why.
-func enter(t testing.TB, scenario *Scenario, contenders []Contender) []*entry {
+func enter(t testing.TB, contenders []Contender) []*entry {
 	t.Helper()
 	var entries []*entry
 	for _, contender := range contenders {
@@ -46,34 +49,37 @@ func enter(t testing.TB, scenario *Scenario, contenders []Contender) []*entry {
 			continue
 		}
 		e.versions = versions
-		// On a good line, so that everyone has the same start.
-		down, up := scenario.Down, scenario.Up
-		down.Loss, up.Loss, down.BurstLoss, up.BurstLoss = 0, 0, nil, nil
-		e.world = NewWorld(t, down, up, scenario.Seed)
+		e.world = NewWorld(t)
 		e.running = contender.Start(t, e.world)
-		e.world.Reachable(t)
+		e.world.useCongestionControl(t)
+		if err := e.world.Reachable(t.Context()); err != nil {
+			t.Fatalf("%s: %v", contender.Name(), err)
+		}
 	}
 	return entries
 }
 
-// Run measures a scenario and calls sink with each sample.
+// Run measures a scenario and calls sink with each sample. The contenders take
+// turns, and each round begins with another one.
 func Run(t testing.TB, scenario *Scenario, entries []*entry, rounds int, sink func(Sample)) {
 	t.Helper()
+	entries = slices.DeleteFunc(slices.Clone(entries), func(e *entry) bool { return e.world == nil })
 	for _, variant := range scenario.Variants {
 		for round := range rounds {
 			for i := range scenario.Traffic {
 				traffic := &scenario.Traffic[i]
-				for _, e := range entries {
-					if e.world == nil {
-						continue
-					}
+				for n := range entries {
+					e := entries[(n+round)%len(entries)]
 					sample := Sample{Scenario: scenario.Name, Variant: variant.Name, Traffic: traffic.Name, Contender: e.contender.Name(), Round: round + 1}
-					r, err := e.measure(t, scenario, variant, traffic, scenario.Seed+uint64(round))
-					if err != nil {
-						sample.Err = err.Error()
-						t.Logf("%s, %s, %s, round %d: %v", sample.Contender, sample.Variant, sample.Traffic, sample.Round, err)
-					} else {
-						sample.Metrics, sample.Series = r.metrics, r.series
+					sample.Unable = unable(e.contender, traffic.Kind)
+					if sample.Unable == "" {
+						r, err := e.measure(t, scenario, variant, traffic, scenario.Seed+uint64(round))
+						if err != nil {
+							sample.Err = err.Error()
+							t.Logf("%s: %v", sample, err)
+						} else {
+							sample.Metrics, sample.Series = r.metrics, r.series
+						}
 					}
 					sink(sample)
 				}
@@ -89,27 +95,24 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 	if err != nil {
 		return nil, err
 	}
+	// What the measurement before has done to the contender is past.
+	if err := e.world.Reachable(t.Context()); err != nil {
+		return nil, err
+	}
 	if err := e.world.Line.Restart(down, up, seed); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	faults := make(chan error, 1)
-	go func() { faults <- e.faults(ctx, scenario, variant) }()
+	faults, healed := make(chan error, 1), make(chan struct{})
+	go func() { faults <- e.faults(ctx, scenario, variant, healed) }()
 
 	relayBefore, homeBefore := cpu(t, e.running.Relay), cpu(t, e.running.Home)
-	r, err := e.world.run(ctx, traffic)
+	r, err := (&run{World: e.world, running: e.running, traffic: traffic, healed: healed}).measure(ctx)
 	relaySpent, homeSpent := cpu(t, e.running.Relay)-relayBefore, cpu(t, e.running.Home)-homeBefore
 	cancel()
-	if faultErr := <-faults; err == nil && faultErr != nil {
-		err = faultErr
-	}
-	// Whatever comes next begins on a good line.
-	down, up = scenario.Down, scenario.Up
-	if changeErr := e.world.Line.Change(down, up); err == nil {
-		err = changeErr
-	}
-	if err != nil {
+	toHome, fromHome := e.world.Line.Counters()
+	if err := errors.Join(err, <-faults, e.world.Line.Change(goodLine, goodLine)); err != nil {
 		return nil, err
 	}
 	if gib := r.metrics[metricBytes] / (1 << 30); gib > 0 {
@@ -123,11 +126,13 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 	if rss := resident(e.running.Relay); rss > 0 {
 		r.metrics[metricRelayRSS] = rss / (1 << 20)
 	}
+	r.metrics[metricDropped] = float64(toHome.Dropped + fromHome.Dropped)
 	return r, nil
 }
 
-// faults changes the line as the scenario says, until ctx is done.
-func (e *entry) faults(ctx context.Context, scenario *Scenario, variant Variant) error {
+// faults does to the line and the router what the scenario says, until ctx is
+// done, and closes healed after the last.
+func (e *entry) faults(ctx context.Context, scenario *Scenario, variant Variant, healed chan<- struct{}) error {
 	begin := time.Now()
 	down, up, err := scenario.lineOf(variant)
 	for _, fault := range scenario.Faults {
@@ -140,10 +145,16 @@ func (e *entry) faults(ctx context.Context, scenario *Scenario, variant Variant)
 		if pause(ctx, time.Until(begin.Add(time.Duration(fault.After)))) != nil {
 			return nil
 		}
+		if fault.ForgetNAT || fault.NewAddress {
+			if err := e.world.reconnect(fault.NewAddress); err != nil {
+				return err
+			}
+		}
 		if err := e.world.Line.Change(down, up); err != nil {
 			return err
 		}
 	}
+	close(healed)
 	return nil
 }
 

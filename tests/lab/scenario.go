@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/homeward-relay/homeward/tests/lab/line"
 )
@@ -36,7 +37,7 @@ type Scenario struct {
 	// Traffic is what is measured, one after the other.
 	Traffic []Traffic `json:"traffic"`
 
-	// Faults happen to the line while each traffic runs.
+	// Faults happen while each traffic runs, in this order.
 	Faults []Fault `json:"faults,omitempty"`
 
 	// Rounds is how often each contender is measured. Default: 3.
@@ -44,6 +45,9 @@ type Scenario struct {
 
 	// Contenders are those that take part. Default: all.
 	Contenders []string `json:"contenders,omitempty"`
+
+	// Without are those that do not.
+	Without []string `json:"without,omitempty"`
 
 	// Seed of the line's random decisions. Every contender gets the same one
 	// in the same round. Default: 1.
@@ -57,11 +61,18 @@ type Variant struct {
 	Up   json.RawMessage `json:"up,omitempty"`
 }
 
-// Fault changes the line some time after a traffic has begun.
+// Fault is what happens some time after a traffic has begun.
 type Fault struct {
-	After line.Duration   `json:"after"`
-	Down  json.RawMessage `json:"down,omitempty"`
-	Up    json.RawMessage `json:"up,omitempty"`
+	After line.Duration `json:"after"`
+
+	// Down and Up change the line, as in a Variant.
+	Down json.RawMessage `json:"down,omitempty"`
+	Up   json.RawMessage `json:"up,omitempty"`
+
+	// ForgetNAT makes home's router forget its connections. NewAddress gives
+	// it another public address as well, as a daily reconnect does.
+	ForgetNAT  bool `json:"forget_nat,omitempty"`
+	NewAddress bool `json:"new_address,omitempty"`
 }
 
 // Traffic is one thing that is sent and measured.
@@ -70,8 +81,9 @@ type Traffic struct {
 	Name string `json:"name"`
 
 	// Kind is bulk (TCP streams by iperf3: throughput), requests (many small
-	// requests on connections of their own: latency), or ping (a byte to home
-	// and back on one connection: latency).
+	// requests on connections of their own: latency), ping (a byte to home
+	// and back on one connection: latency), or recovery (how long after the
+	// last fault an idle connection and a new one bring an answer).
 	Kind string `json:"kind"`
 
 	// From is client or home: who sends in a bulk transfer. Default: client.
@@ -86,12 +98,6 @@ type Traffic struct {
 	// Beside is bulk traffic that runs at the same time, unmeasured.
 	Beside *Traffic `json:"beside,omitempty"`
 }
-
-const (
-	kindBulk     = "bulk"
-	kindRequests = "requests"
-	kindPing     = "ping"
-)
 
 // Scenarios returns all scenarios by name.
 func Scenarios() (map[string]*Scenario, error) {
@@ -164,7 +170,7 @@ func (t *Traffic) complete() error {
 	if t.From == "" {
 		t.From = "client"
 	}
-	if !slices.Contains([]string{kindBulk, kindRequests, kindPing}, t.Kind) {
+	if kinds[t.Kind] == nil {
 		return fmt.Errorf("traffic %q: there is no kind %q", t.Name, t.Kind)
 	}
 	if !slices.Contains([]string{"client", "home"}, t.From) {
@@ -177,6 +183,19 @@ func (t *Traffic) complete() error {
 		return fmt.Errorf("traffic %q: what runs beside it must be bulk", t.Name)
 	}
 	return t.Beside.complete()
+}
+
+// shorten makes of a scenario a look at it: one round, and no traffic longer
+// than a second or two beside what its faults take.
+func (s *Scenario) shorten() {
+	s.Rounds = 1
+	var faults time.Duration
+	for _, f := range s.Faults {
+		faults = max(faults, time.Duration(f.After))
+	}
+	for i := range s.Traffic {
+		s.Traffic[i].Seconds = min(s.Traffic[i].Seconds, 1+int(faults.Seconds()+1))
+	}
 }
 
 // lineOf is the line of a variant.

@@ -82,7 +82,7 @@ func NewInternetOver(t testing.TB, join func(t testing.TB, router *Namespace, et
 table ip nat {
 	chain out {
 		type nat hook postrouting priority srcnat
-		oifname "eth0" masquerade
+		oifname "eth0" masquerade fully-random
 	}
 }
 table inet filter {

@@ -1,0 +1,113 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+// kinds are what a traffic can be: each measures once.
+var kinds = map[string]func(*run, context.Context) (*result, error){
+	kindBulk:     (*run).bulk,
+	kindRequests: (*run).requests,
+	kindPing:     (*run).ping,
+	kindRecovery: (*run).recovery,
+}
+
+const (
+	kindBulk     = "bulk"
+	kindRequests = "requests"
+	kindPing     = "ping"
+	kindRecovery = "recovery"
+)
+
+// run is a traffic that is measured with a contender.
+type run struct {
+	*World
+	running Running
+	traffic *Traffic
+
+	// healed is closed when the last of the scenario's faults has happened.
+	healed <-chan struct{}
+}
+
+// Metrics that a traffic yields, as they are called in tables and CSV.
+const (
+	metricRate     = "Mbit/s"
+	metricP50      = "p50 ms"
+	metricP95      = "p95 ms"
+	metricMax      = "max ms"
+	metricRequests = "requests/s"
+	metricFailed   = "failed requests"
+	metricGap      = "longest gap ms"
+	metricRelayCPU = "relay CPU-s/GiB"
+	metricHomeCPU  = "home CPU-s/GiB"
+	metricRelayRSS = "relay RSS MiB"
+	metricDropped  = "line drops"
+	metricOld      = "old connection ms"
+	metricNew      = "new connection ms"
+	metricLost     = "lost connections"
+)
+
+// result is what one run of a traffic showed.
+type result struct {
+	metrics map[string]float64
+
+	// series is the throughput of each second, in Mbit/s, as iperf3 prints it.
+	series []float64
+}
+
+// metricBytes is what CPU time is divided by. It is in no table.
+const metricBytes = "bytes"
+
+// startServices starts what traffic talks to at home, on all of home's
+// addresses.
+func (w *World) startServices(t testing.TB) {
+	t.Helper()
+	w.startIperf(t)
+	w.startEcho(t)
+}
+
+// measure runs the traffic once, with what runs beside it.
+func (r *run) measure(ctx context.Context) (*result, error) {
+	if r.traffic.Beside != nil {
+		beside := *r.traffic.Beside
+		beside.Seconds = r.traffic.Seconds + 3
+		besideCtx, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r.World.bulk(besideCtx, &beside) // ended by us, which it reports as an error
+		}()
+		defer func() {
+			cancel()
+			<-done
+		}()
+		if err := pause(ctx, 2*time.Second); err != nil { // until its queue is full
+			return nil, err
+		}
+	}
+	return kinds[r.traffic.Kind](r, ctx)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func latencies(took []time.Duration) (*result, error) {
+	if len(took) == 0 {
+		return nil, fmt.Errorf("nothing came back")
+	}
+	slices.Sort(took)
+	at := func(part float64) float64 { return milliseconds(took[int(part*float64(len(took)-1))]) }
+	return &result{metrics: map[string]float64{metricP50: at(0.5), metricP95: at(0.95), metricMax: at(1)}}, nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -1,0 +1,164 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
+)
+
+func (w *World) startEcho(t testing.TB) {
+	t.Helper()
+	listener := w.Home.Listen(t, "tcp", ":"+strconv.Itoa(askPort))
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return // the test is over
+			}
+			go func() {
+				defer conn.Close()
+				io.Copy(conn, conn)
+			}()
+		}
+	}()
+}
+
+// Reachable waits until the relay leads home.
+func (w *World) Reachable(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reachableWithin)
+	defer cancel()
+	for {
+		_, err := w.ask(ctx, []byte("?"))
+		if err == nil {
+			return nil
+		}
+		if pause(ctx, 100*time.Millisecond) != nil {
+			return fmt.Errorf("home cannot be reached on a good line, %s after it was made good: %w", reachableWithin, err)
+		}
+	}
+}
+
+// reachableWithin is longer than any contender takes to notice that the
+// connection it had is gone.
+const reachableWithin = 2 * time.Minute
+
+// ask sends a message on a new connection, waits for it to come back and
+// returns how long all of that took.
+func (w *World) ask(ctx context.Context, message []byte) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	begin := time.Now()
+	conn, err := w.Client.Dial(ctx, "tcp", net.JoinHostPort(testnet.RelayIP, strconv.Itoa(askPort)))
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	if err := exchange(conn, message); err != nil {
+		return 0, err
+	}
+	return time.Since(begin), nil
+}
+
+func exchange(conn net.Conn, message []byte) error {
+	if _, err := conn.Write(message); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(conn, make([]byte, len(message)))
+	return err
+}
+
+const requestSize = 512
+
+// requests asks one after the other, each on a connection of its own.
+func (r *run) requests(ctx context.Context) (*result, error) {
+	end := time.Now().Add(time.Duration(r.traffic.Seconds) * time.Second)
+	begin := time.Now()
+	var took []time.Duration
+	failed := 0
+	message := make([]byte, requestSize)
+	for time.Now().Before(end) {
+		d, err := r.ask(ctx, message)
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil:
+			failed++
+		default:
+			took = append(took, d)
+		}
+	}
+	found, err := latencies(took)
+	if err != nil {
+		return nil, err
+	}
+	found.metrics[metricRequests] = float64(len(took)) / time.Since(begin).Seconds()
+	found.metrics[metricFailed] = float64(failed)
+	return found, nil
+}
+
+// pingInterval is how often a byte is sent.
+const pingInterval = 20 * time.Millisecond
+
+// ping sends a byte at even distances on one connection, whether or not the
+// one before has returned, and watches them return.
+func (r *run) ping(ctx context.Context) (*result, error) {
+	duration := time.Duration(r.traffic.Seconds) * time.Second
+	ctx, cancel := context.WithTimeout(ctx, duration+30*time.Second)
+	defer cancel()
+	conn, err := r.Client.Dial(ctx, "tcp", net.JoinHostPort(testnet.RelayIP, strconv.Itoa(askPort)))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err := exchange(conn, []byte("?")); err != nil {
+		return nil, err
+	}
+
+	count := int(duration / pingInterval)
+	begin := time.Now()
+	sent := make([]time.Time, count)
+	for n := range sent {
+		sent[n] = begin.Add(time.Duration(n) * pingInterval)
+	}
+	go func() {
+		for n := range count {
+			if pause(ctx, time.Until(sent[n])) != nil {
+				return
+			}
+			if _, err := conn.Write([]byte{1}); err != nil {
+				return
+			}
+		}
+	}()
+	took := make([]time.Duration, 0, count)
+	var gap time.Duration
+	last := begin
+	buf := make([]byte, 256)
+	for len(took) < count {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return nil, fmt.Errorf("after %d of %d bytes: %w", len(took), count, err)
+		}
+		now := time.Now()
+		gap = max(gap, now.Sub(last))
+		last = now
+		for range n {
+			took = append(took, now.Sub(sent[len(took)]))
+		}
+	}
+	found, err := latencies(took)
+	if err != nil {
+		return nil, err
+	}
+	found.metrics[metricGap] = milliseconds(gap)
+	return found, nil
+}

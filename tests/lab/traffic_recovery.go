@@ -1,0 +1,95 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
+)
+
+const (
+	// attemptInterval is how often a client that gets no answer tries a new
+	// connection beside those that it waits for.
+	attemptInterval = 250 * time.Millisecond
+
+	// recoveryLimit is when a client has given up. WireGuard's slowest
+	// customary way back is a keepalive after 25 s, or a session's end.
+	recoveryLimit = 60 * time.Second
+)
+
+// recovery opens a connection, leaves it idle while the faults happen, and
+// watches from the last one on how long it takes until it answers again, and
+// until a new connection does.
+func (r *run) recovery(ctx context.Context) (*result, error) {
+	old, err := r.Client.Dial(ctx, "tcp", net.JoinHostPort(testnet.RelayIP, strconv.Itoa(askPort)))
+	if err != nil {
+		return nil, err
+	}
+	defer old.Close()
+	if err := exchange(old, []byte("before")); err != nil {
+		return nil, fmt.Errorf("before any fault: %w", err)
+	}
+	select {
+	case <-r.healed:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+
+	begin := time.Now()
+	ctx, cancel := context.WithDeadline(ctx, begin.Add(recoveryLimit))
+	defer cancel()
+	old.SetDeadline(begin.Add(recoveryLimit))
+	found := &result{metrics: make(map[string]float64)}
+	var both sync.WaitGroup
+	var oldErr error
+	var oldTook, newTook time.Duration
+	both.Go(func() {
+		oldErr = exchange(old, []byte("after"))
+		oldTook = time.Since(begin)
+	})
+	both.Go(func() { newTook = r.firstAnswer(ctx, begin) })
+	both.Wait()
+
+	found.metrics[metricLost] = 1
+	if oldErr == nil {
+		found.metrics[metricLost] = 0
+		found.metrics[metricOld] = milliseconds(oldTook)
+	}
+	if newTook == 0 {
+		return nil, fmt.Errorf("no new connection brought an answer within %s", recoveryLimit)
+	}
+	found.metrics[metricNew] = milliseconds(newTook)
+	return found, nil
+}
+
+// firstAnswer tries new connections until one brings an answer, and returns
+// when that was, counted from begin; or 0 if ctx is done before.
+func (r *run) firstAnswer(ctx context.Context, begin time.Time) time.Duration {
+	answered := make(chan time.Duration, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	var attempts sync.WaitGroup
+	defer attempts.Wait()
+	defer cancel()
+	for {
+		attempts.Go(func() {
+			if _, err := r.ask(ctx, []byte("?")); err != nil {
+				return
+			}
+			select {
+			case answered <- time.Since(begin):
+			default:
+			}
+		})
+		select {
+		case took := <-answered:
+			return took
+		case <-ctx.Done():
+			return 0
+		case <-time.After(attemptInterval):
+		}
+	}
+}
