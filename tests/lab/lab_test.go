@@ -19,6 +19,7 @@ var (
 	chosenContenders = flag.String("contenders", "", "contenders that take part, separated by commas; default: the scenario's")
 	chosenRounds     = flag.Int("rounds", 0, "rounds of each measurement; default: the scenario's")
 	quick            = flag.Bool("quick", false, "one round, in which nothing takes longer than it must: for a look, not for figures")
+	against          = flag.String("against", "", "samples.csv of an earlier run to compare this one with")
 	outFolder        = flag.String("out", "", "folder for samples.csv and report.md; default: only the log has them")
 )
 
@@ -34,7 +35,7 @@ func TestLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	takePart := make(map[string][]string) // the contenders' names by scenario
-	var all []string
+	var names []string
 	for _, scenario := range chosen {
 		if *quick {
 			scenario.shorten()
@@ -43,9 +44,13 @@ func TestLab(t *testing.T) {
 			scenario.Rounds = *chosenRounds
 		}
 		takePart[scenario.Name] = participants(scenario)
-		all = append(all, takePart[scenario.Name]...)
+		names = append(names, takePart[scenario.Name]...)
 	}
-	taking := slices.DeleteFunc(slices.Clone(contenders), func(c Contender) bool { return !slices.Contains(all, c.Name()) })
+	taking := slices.DeleteFunc(slices.Clone(contenders), func(c Contender) bool { return !slices.Contains(names, c.Name()) })
+	var earlier, all []Sample
+	if *against != "" {
+		earlier = readSamples(t, *against)
+	}
 	out := newOutput(t, *outFolder)
 	entries := enter(t, taking)
 	out.contenders(t, entries)
@@ -63,7 +68,11 @@ func TestLab(t *testing.T) {
 				}
 			})
 			out.scenario(t, scenario, mine, samples)
+			all = append(all, samples...)
 		})
+	}
+	if earlier != nil {
+		out.comparison(t, earlier, all)
 	}
 	t.Log("\n" + out.report.String())
 }
@@ -161,6 +170,29 @@ func (o *output) scenario(t *testing.T, scenario *Scenario, entries []*entry, sa
 		t.Error(err)
 	}
 	o.flush(t)
+}
+
+func (o *output) comparison(t *testing.T, then, now []Sample) {
+	t.Helper()
+	o.report.WriteString("\n## Against an earlier run\n\n")
+	if err := Compare(&o.report, then, now); err != nil {
+		t.Error(err)
+	}
+	o.flush(t)
+}
+
+func readSamples(t *testing.T, path string) []Sample {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	samples, err := ReadCSV(file)
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return samples
 }
 
 func (o *output) flush(t *testing.T) {
