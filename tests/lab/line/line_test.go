@@ -3,6 +3,7 @@ package line
 import (
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"math"
 	"net"
@@ -128,6 +129,32 @@ func send(t *testing.T, a, b *testnet.Namespace, size int, rate int64, duration 
 	return s
 }
 
+var calibration = flag.String("calibration", "", "file to add a table's row to for each calibration")
+
+// row is a calibration's figures: in the log, and in a file if one is named.
+func row(t *testing.T, format string, args ...any) {
+	t.Helper()
+	text := fmt.Sprintf(format, args...)
+	t.Log(text)
+	if *calibration == "" {
+		return
+	}
+	file, err := os.OpenFile(*calibration, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := fmt.Fprintf(file, "| %s |\n", text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// extra is by how many milliseconds a part of the packets was later than a
+// line without a queue has it.
+func extra(s *stream, part float64, delay time.Duration, rate int64) float64 {
+	return float64(s.delay(part)-delay-airtime(1400, rate)) / float64(time.Millisecond)
+}
+
 // TestCalibration prints how true the line is. What decides is the scheduler's
 // own tests, and here that the line neither loses nor gains a packet; how late
 // this process gets a CPU depends on who else uses the machine.
@@ -150,8 +177,8 @@ func TestCalibration(t *testing.T) {
 			l, a, b := joined(t, impairment, impairment)
 			s := send(t, a, b, 1400, int64(test.load*float64(test.rate)), 2*time.Second)
 			c, _ := l.Counters()
-			t.Logf("rate %.2f Mbit/s (line %.2f), delay p50 %s p95 %s max %s (line %s + %s), lost %d, queue dropped %d, late deliveries %d, latest %s",
-				s.rate/1e6, float64(test.rate)/1e6, s.delay(0.5), s.delay(0.95), s.delay(1), delay, airtime(1400, test.rate), s.sent-s.received, c.Dropped, c.DelayedDeliveries, c.LatestDelivery)
+			row(t, "%s | %.2f Mbit/s | p50 %+.2f ms, p95 %+.2f ms, max %+.2f ms | %d of %d lost, %d dropped by the queue", test.name,
+				s.rate/1e6, extra(s, 0.5, delay, test.rate), extra(s, 0.95, delay, test.rate), extra(s, 1, delay, test.rate), c.Lost, s.sent, c.Dropped)
 			// Where the machine is too busy, the hosts' own queues drop some too.
 			if c.Lost != 0 {
 				t.Errorf("the line lost %d", c.Lost)
@@ -185,7 +212,7 @@ func TestCalibrationLoss(t *testing.T) {
 			packets := float64(c.Passed + c.Lost)
 			expected := packets * test.want
 			deviation := math.Sqrt(expected * test.runs)
-			t.Logf("of %.0f packets lost %d, expected %.0f ± %.0f", packets, c.Lost, expected, deviation)
+			row(t, "%s | – | – | %d of %.0f lost, expected %.0f ± %.0f", test.name, c.Lost, packets, expected, deviation)
 			if math.Abs(float64(c.Lost)-expected) > 4*deviation {
 				t.Errorf("lost %d, expected %.0f ± %.0f", c.Lost, expected, deviation)
 			}

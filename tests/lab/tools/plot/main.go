@@ -32,7 +32,7 @@ type sample struct {
 }
 
 // drawn are the metrics that get bars.
-var drawn = []string{"Mbit/s", "p95 ms", "relay CPU-s/GiB"}
+var drawn = []string{"Mbit/s", "p95 ms", "new connection ms", "relay CPU-s/GiB"}
 
 func main() {
 	log.SetFlags(0)
@@ -76,7 +76,7 @@ func read(path string) ([]sample, error) {
 	var samples []sample
 	for _, row := range rows[1:] {
 		s := sample{scenario: row[0], variant: row[1], traffic: row[2], contender: row[3], metric: row[5]}
-		if s.metric == "error" {
+		if s.metric == "error" || s.metric == "unable" {
 			continue
 		}
 		if s.round, err = strconv.Atoi(row[4]); err != nil {
