@@ -4,11 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -165,16 +161,11 @@ func cpu(t testing.TB, processes []*testnet.Process) (spent time.Duration) {
 	return spent
 }
 
-// resident is the memory of processes in bytes, from /proc/PID/statm.
+// resident is the memory of processes in bytes.
 func resident(processes []*testnet.Process) (bytes float64) {
 	for _, process := range processes {
-		content, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(process.PID), "statm"))
-		if err != nil {
-			continue
-		}
-		if fields := strings.Fields(string(content)); len(fields) > 1 {
-			pages, _ := strconv.ParseFloat(fields[1], 64)
-			bytes += pages * float64(os.Getpagesize())
+		if n, err := process.Resident(); err == nil {
+			bytes += float64(n)
 		}
 	}
 	return bytes

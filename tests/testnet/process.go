@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -173,25 +174,93 @@ func (p *Process) WaitLog(t testing.TB, mark int, pattern string, timeout time.D
 	}
 }
 
-// CPU is the time that the process has spent on a CPU, in user and system
-// mode, from /proc/PID/stat (proc_pid_stat(5)). Its resolution is 10 ms.
+// CPU is the time that the process and its children have spent on a CPU, in
+// user and system mode, from /proc/PID/stat (proc_pid_stat(5)). Its resolution
+// is 10 ms.
 func (p *Process) CPU(t testing.TB) time.Duration {
 	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+	group, err := p.group()
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The second field is the name in parentheses and may contain spaces.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	var ticks int64
-	for _, field := range fields[11:13] { // utime and stime
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			t.Fatal(err)
+	for _, stat := range group {
+		for _, field := range stat.times {
+			n, err := strconv.ParseInt(field, 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ticks += n
 		}
-		ticks += n
 	}
 	return time.Duration(ticks) * time.Second / 100
+}
+
+// Resident is the memory of the process and its children in bytes. What a
+// child shares with others is counted for the process only.
+func (p *Process) Resident() (bytes int64, err error) {
+	group, err := p.group()
+	if err != nil {
+		return 0, err
+	}
+	for _, stat := range group {
+		// A child that has just ended has no memory any more.
+		usage, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", stat.pid))
+		if err != nil {
+			continue
+		}
+		wanted := "Private_"
+		if stat.pid == p.PID {
+			wanted = "Rss:"
+		}
+		for line := range strings.Lines(string(usage)) {
+			if fields := strings.Fields(line); strings.HasPrefix(line, wanted) && len(fields) == 3 {
+				kib, err := strconv.ParseInt(fields[1], 10, 64)
+				if err != nil {
+					return 0, err
+				}
+				bytes += kib << 10
+			}
+		}
+	}
+	return bytes, nil
+}
+
+// stat is what /proc/PID/stat says of one process.
+type stat struct {
+	pid int
+
+	// times are its own in user and system mode, and those of its children
+	// that have ended: those that have not have a stat of their own.
+	times []string
+}
+
+// group are the process and those of its children that still run. Children
+// are in the group that Start makes, unless they have left it.
+func (p *Process) group() (group []stat, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue // it has ended since
+		}
+		// The second field is the name in parentheses and may contain spaces.
+		fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		if fields[2] == strconv.Itoa(p.PID) {
+			group = append(group, stat{pid, fields[11:15]})
+		}
+	}
+	if !slices.ContainsFunc(group, func(s stat) bool { return s.pid == p.PID }) {
+		return nil, fmt.Errorf("%s has ended", p.name)
+	}
+	return group, nil
 }
 
 // Descriptors lists what the process has open, as in /proc/PID/fd.
