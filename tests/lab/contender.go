@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,15 +50,22 @@ type Running struct {
 const (
 	bulkPort = 5201 // iperf3
 	askPort  = 7007 // TCP: whatever is sent comes back
+	webPort  = 443  // HTTPS
 )
 
 var (
 	// Ports are those of TCP.
-	Ports = []int{bulkPort, askPort}
+	Ports = []int{bulkPort, askPort, webPort}
 
 	// UDPPorts are those of UDP.
 	UDPPorts = []int{}
 )
+
+// plainPorts are Ports without the web's, for a relay whose reverse proxy has
+// that one.
+func plainPorts() []int {
+	return slices.DeleteFunc(slices.Clone(Ports), func(port int) bool { return port == webPort })
+}
 
 // goodLine is what a world has between measurements.
 var goodLine = line.Impairment{Rate: 500e6, Delay: line.Duration(2 * time.Millisecond)}
@@ -69,6 +77,9 @@ type World struct {
 
 	// Line's direction AtoB is the one to home.
 	Line *line.Line
+
+	// ca is whom clients trust, and a relay that has a reverse proxy.
+	ca *testnet.CA
 
 	// routerIP is what the world sees of home now.
 	routerIP string

@@ -32,8 +32,9 @@ func (homeward) Start(t testing.TB, w *World) Running {
 	relay := testnet.NewRelay(t, w.Relay)
 	relay.UseBinary(testnet.FastCaddy(t))
 	relay.Secret(t, "wg0.key", keys.Relay.Private)
+	certificate := w.ca.Issue(t, testnet.Domain)
 	var servers strings.Builder
-	for _, port := range Ports {
+	for _, port := range plainPorts() {
 		fmt.Fprintf(&servers, "\t\t:%d {\n\t\t\troute {\n\t\t\t\twireguard home:%d\n\t\t\t}\n\t\t}\n", port, port)
 	}
 	relay.Start(t, fmt.Sprintf(`{
@@ -51,7 +52,16 @@ func (homeward) Start(t testing.TB, w *World) Running {
 	layer4 {
 %s	}
 }
-`, filepath.Join(relay.Folder, "storage"), filepath.Join(relay.Folder, "wg0.key"), testnet.RelayTunnelIP, keys.Home.Public, testnet.HomeTunnelIP, servers.String()))
+%s {
+	tls %s %s
+	reverse_proxy https://home {
+		transport wireguard {
+			tls_trust_pool file %s
+		}
+	}
+}
+`, filepath.Join(relay.Folder, "storage"), filepath.Join(relay.Folder, "wg0.key"), testnet.RelayTunnelIP, keys.Home.Public, testnet.HomeTunnelIP, servers.String(),
+		testnet.Domain, certificate.Cert, certificate.Key, w.ca.File))
 	home := testnet.StartHome(t, w.Home, keys, testnet.HomeConfig{})
 	home.WaitHandshake(t)
 	return Running{Relay: []*testnet.Process{relay.Process}, Home: []*testnet.Process{home.Process()}}

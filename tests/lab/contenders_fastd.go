@@ -12,15 +12,19 @@ import (
 func init() { register(fastd{}) }
 
 // fastd is what the user of this project had: a VPN of one thread at each
-// end, and the kernel's DNAT on the relay. Their Apache terminated HTTP
-// there and has no part in TCP ports.
+// end, and on the relay the kernel's DNAT, and Apache as reverse proxy for
+// HTTPS.
 type fastd struct{}
 
 func (fastd) Name() string { return "fastd" }
 
 func (fastd) Obtain(testing.TB) (string, error) {
 	version, err := install("fastd")
-	return "salsa2012+umac, MTU 1426, nft DNAT and masquerade, no Apache since these are TCP ports; " + version, err
+	if err != nil {
+		return "", err
+	}
+	apache, err := installFrom("apache2-bin", apacheProgram)
+	return "salsa2012+umac, MTU 1426, nft DNAT and masquerade, Apache for HTTPS, whose memory counts too; " + version + ", " + apache, err
 }
 
 func (fastd) Start(t testing.TB, w *World) Running {
@@ -31,7 +35,8 @@ bind 0.0.0.0:10000;
 secret "%s";
 peer "home" { key "%s"; }
 `, relayKey.secret, homeKey.public))
-	forwardHome(t, w, fastdTUN)
+	forwardHome(t, w, fastdTUN, plainPorts())
+	apache := startApache(t, w)
 	home := startFastd(t, w.Home, testnet.HomeTunnelIP, fmt.Sprintf(`
 secret "%s";
 peer "relay" {
@@ -40,7 +45,7 @@ peer "relay" {
 }
 `, homeKey.secret, relayKey.public, testnet.Endpoint))
 	home.WaitLog(t, 0, "connection with .* established", 15*time.Second)
-	return Running{Relay: []*testnet.Process{relay}, Home: []*testnet.Process{home}}
+	return Running{Relay: []*testnet.Process{relay, apache}, Home: []*testnet.Process{home}}
 }
 
 // fastdTUN is the name of the interface at both ends.

@@ -98,8 +98,11 @@ func builtFrom(program string, modules ...string) (string, error) {
 
 // install makes sure of a program of a Debian package of the same name, and
 // returns the package's name and version.
-func install(name string) (version string, err error) {
-	if _, err := testnet.Program(name); err != nil {
+func install(name string) (version string, err error) { return installFrom(name, name) }
+
+// installFrom is install for a package whose name is not its program's.
+func installFrom(name, program string) (version string, err error) {
+	if _, err := testnet.Program(program); err != nil {
 		if err := installPackage(name); err != nil {
 			return "", err
 		}

@@ -22,6 +22,9 @@ func TestContenders(t *testing.T) {
 		{Name: "from home", Kind: kindBulk, From: "home", Seconds: 1},
 		{Name: "requests", Kind: kindRequests, Seconds: 1},
 		{Name: "ping beside an upload", Kind: kindPing, Seconds: 1, Beside: &Traffic{Kind: kindBulk, From: "home"}},
+		{Name: "https", Kind: kindHTTPS, Seconds: 1},
+		{Name: "browser", Kind: kindBrowser, Seconds: 1},
+		{Name: "websocket", Kind: kindWebSocket, Seconds: 1},
 	}
 	scenario := &Scenario{Traffic: traffics}
 	if err := scenario.complete(); err != nil {

@@ -35,7 +35,7 @@ func (wireGuardGo) Start(t testing.TB, w *World) Running {
 	t.Helper()
 	keys := testnet.NewTunnelKeys(t)
 	tun, relay := startRelayTUN(t, w, keys)
-	forwardHome(t, w, tun)
+	forwardHome(t, w, tun, Ports)
 	home := testnet.StartHome(t, w.Home, keys, testnet.HomeConfig{})
 	home.WaitHandshake(t)
 	return Running{Relay: []*testnet.Process{relay}, Home: []*testnet.Process{home.Process()}}
@@ -62,7 +62,7 @@ func (wireGuardKernel) Start(t testing.TB, w *World) Running {
 	keys := testnet.NewTunnelKeys(t)
 	w.Relay.IP(t, "link add "+name+" type wireguard")
 	configureRelay(t, w, name, keys)
-	forwardHome(t, w, name)
+	forwardHome(t, w, name, Ports)
 	home := testnet.StartHome(t, w.Home, keys, testnet.HomeConfig{})
 	home.WaitHandshake(t)
 	return Running{Home: []*testnet.Process{home.Process()}}
@@ -100,9 +100,9 @@ AllowedIPs = %s/32
 	)
 }
 
-// forwardHome makes the relay's kernel forward Ports through a tunnel's
+// forwardHome makes the relay's kernel forward TCP ports through a tunnel's
 // interface to home's address in the tunnel.
-func forwardHome(t testing.TB, w *World, tun string) {
+func forwardHome(t testing.TB, w *World, tun string, ports []int) {
 	t.Helper()
 	w.Relay.Sysctl(t, "net.ipv4.ip_forward", "1")
 	w.Relay.NFT(t, fmt.Sprintf(`
@@ -115,7 +115,7 @@ table ip home {
 		type nat hook postrouting priority srcnat
 		oifname "%s" masquerade
 	}
-}`, strings.Trim(strings.ReplaceAll(fmt.Sprint(Ports), " ", ", "), "[]"), testnet.HomeTunnelIP, tun))
+}`, strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]"), testnet.HomeTunnelIP, tun))
 }
 
 // stockNetstack is a relay of wireguard-go's own netstack, as several

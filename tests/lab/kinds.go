@@ -14,6 +14,10 @@ var kinds = map[string]func(*run, context.Context) (*result, error){
 	kindRequests: (*run).requests,
 	kindPing:     (*run).ping,
 	kindRecovery: (*run).recovery,
+
+	kindHTTPS:     (*run).https,
+	kindBrowser:   (*run).browser,
+	kindWebSocket: (*run).websocket,
 }
 
 const (
@@ -21,6 +25,10 @@ const (
 	kindRequests = "requests"
 	kindPing     = "ping"
 	kindRecovery = "recovery"
+
+	kindHTTPS     = "https"
+	kindBrowser   = "browser"
+	kindWebSocket = "websocket"
 )
 
 // run is a traffic that is measured with a contender.
@@ -68,6 +76,7 @@ func (w *World) startServices(t testing.TB) {
 	t.Helper()
 	w.startIperf(t)
 	w.startEcho(t)
+	w.startWeb(t)
 }
 
 // measure runs the traffic once, with what runs beside it.

@@ -82,8 +82,11 @@ type Traffic struct {
 
 	// Kind is bulk (TCP streams by iperf3: throughput), requests (many small
 	// requests on connections of their own: latency), ping (a byte to home
-	// and back on one connection: latency), or recovery (how long after the
-	// last fault an idle connection and a new one bring an answer).
+	// and back on one connection: latency), recovery (how long after the last
+	// fault an idle connection and a new one bring an answer), https (small
+	// pages on connections of their own: latency), browser (pages with their
+	// objects on one connection of HTTP/2: latency), or websocket (ping in
+	// messages of a websocket).
 	Kind string `json:"kind"`
 
 	// From is client or home: who sends in a bulk transfer. Default: client.

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -48,10 +49,13 @@ func (w *World) Reachable(ctx context.Context) error {
 // connection it had is gone.
 const reachableWithin = 2 * time.Minute
 
+// askLimit is when a client has given up on an answer.
+const askLimit = 10 * time.Second
+
 // ask sends a message on a new connection, waits for it to come back and
 // returns how long all of that took.
 func (w *World) ask(ctx context.Context, message []byte) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	begin := time.Now()
 	conn, err := w.Client.Dial(ctx, "tcp", net.JoinHostPort(testnet.RelayIP, strconv.Itoa(askPort)))
@@ -79,21 +83,35 @@ const requestSize = 512
 
 // requests asks one after the other, each on a connection of its own.
 func (r *run) requests(ctx context.Context) (*result, error) {
-	end := time.Now().Add(time.Duration(r.traffic.Seconds) * time.Second)
-	begin := time.Now()
-	var took []time.Duration
-	failed := 0
 	message := make([]byte, requestSize)
+	return r.inTurn(ctx, func(ctx context.Context) (time.Duration, error) { return r.ask(ctx, message) })
+}
+
+// inTurn asks one after the other as long as the traffic runs. One that fails
+// is counted, unless it fails with a wrongAnswer.
+func (r *run) inTurn(ctx context.Context, ask func(context.Context) (time.Duration, error)) (*result, error) {
+	begin := time.Now()
+	end := begin.Add(time.Duration(r.traffic.Seconds) * time.Second)
+	var took []time.Duration
+	var failure error
+	failed := 0
 	for time.Now().Before(end) {
-		d, err := r.ask(ctx, message)
+		d, err := ask(ctx)
+		var wrong wrongAnswer
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
+		case errors.As(err, &wrong):
+			return nil, err
 		case err != nil:
+			failure = err
 			failed++
 		default:
 			took = append(took, d)
 		}
+	}
+	if len(took) == 0 {
+		return nil, fmt.Errorf("%d requests and no answer: %w", failed, failure)
 	}
 	found, err := latencies(took)
 	if err != nil {
@@ -119,6 +137,12 @@ func (r *run) ping(ctx context.Context) (*result, error) {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	return watchEcho(ctx, conn, duration)
+}
+
+// watchEcho is ping on a connection that comes back byte by byte, and that is
+// closed when ctx is done.
+func watchEcho(ctx context.Context, conn net.Conn, duration time.Duration) (*result, error) {
 	if err := exchange(conn, []byte("?")); err != nil {
 		return nil, err
 	}
