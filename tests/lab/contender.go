@@ -28,16 +28,26 @@ type Contender interface {
 
 // limited is a contender that cannot do everything.
 type limited interface {
-	// Unable says why it cannot have a kind of traffic, or nothing if it can.
-	Unable(kind string) (why string)
+	// Unable says why it cannot have a kind of traffic, or what else some
+	// traffic needs (needHalfClose), or nothing if it can.
+	Unable(need string) (why string)
 }
 
-// unable says why a contender cannot have a kind of traffic, or nothing.
-func unable(contender Contender, kind string) (why string) {
-	if limited, ok := contender.(limited); ok {
-		return limited.Unable(kind)
+// needHalfClose is that the end of one direction of a connection is passed on
+// and the other direction goes on.
+const needHalfClose = "half-close"
+
+// unable says why a contender cannot have a traffic, or nothing.
+func unable(contender Contender, traffic *Traffic) (why string) {
+	limited, ok := contender.(limited)
+	if !ok {
+		return ""
 	}
-	return ""
+	why = limited.Unable(traffic.Kind)
+	if why == "" && traffic.Kind == kindUpload && traffic.From == "client" {
+		why = limited.Unable(needHalfClose)
+	}
+	return why
 }
 
 // Running are the processes of a contender whose CPU time counts. A
@@ -48,17 +58,19 @@ type Running struct {
 
 // Ports that every contender brings home.
 const (
-	bulkPort = 5201 // iperf3
-	askPort  = 7007 // TCP: whatever is sent comes back
-	webPort  = 443  // HTTPS
+	bulkPort     = 5201 // iperf3
+	askPort      = 7007 // TCP: whatever is sent comes back
+	uploadPort   = 7008 // TCP: an upload and its sum
+	datagramPort = 7009 // UDP: whatever is sent comes back
+	webPort      = 443  // HTTPS
 )
 
 var (
 	// Ports are those of TCP.
-	Ports = []int{bulkPort, askPort, webPort}
+	Ports = []int{bulkPort, askPort, uploadPort, webPort}
 
 	// UDPPorts are those of UDP.
-	UDPPorts = []int{}
+	UDPPorts = []int{datagramPort}
 )
 
 // plainPorts are Ports without the web's, for a relay whose reverse proxy has

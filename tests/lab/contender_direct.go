@@ -24,30 +24,33 @@ func (direct) Obtain(testing.TB) (string, error) {
 
 func (direct) Start(t testing.TB, w *World) Running {
 	t.Helper()
-	ports := strings.Trim(strings.ReplaceAll(fmt.Sprint(Ports), " ", ", "), "[]")
+	tcp, udp := nftPorts(Ports), nftPorts(UDPPorts)
 	w.Relay.Sysctl(t, "net.ipv4.ip_forward", "1")
 	w.Relay.NFT(t, fmt.Sprintf(`
 table ip direct {
 	chain in {
 		type nat hook prerouting priority dstnat
 		tcp dport { %s } dnat to %s
+		udp dport { %s } dnat to %s
 	}
 	chain out {
 		type nat hook postrouting priority srcnat
 		ip daddr %s masquerade
 	}
-}`, ports, testnet.RouterIP, testnet.RouterIP))
+}`, tcp, testnet.RouterIP, udp, testnet.RouterIP, testnet.RouterIP))
 	w.Router.NFT(t, fmt.Sprintf(`
 table ip direct {
 	chain in {
 		type nat hook prerouting priority dstnat
 		iifname "eth0" tcp dport { %s } dnat to %s
+		iifname "eth0" udp dport { %s } dnat to %s
 	}
 }
 table inet filter {
 	chain forward {
 		tcp dport { %s } accept
+		udp dport { %s } accept
 	}
-}`, ports, testnet.HomeLANIP, ports))
+}`, tcp, testnet.HomeLANIP, udp, testnet.HomeLANIP, tcp, udp))
 	return Running{}
 }

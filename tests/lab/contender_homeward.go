@@ -37,6 +37,9 @@ func (homeward) Start(t testing.TB, w *World) Running {
 	for _, port := range plainPorts() {
 		fmt.Fprintf(&servers, "\t\t:%d {\n\t\t\troute {\n\t\t\t\twireguard home:%d\n\t\t\t}\n\t\t}\n", port, port)
 	}
+	for _, port := range UDPPorts {
+		fmt.Fprintf(&servers, "\t\tudp/:%d {\n\t\t\troute {\n\t\t\t\twireguard home:%d\n\t\t\t}\n\t\t}\n", port, port)
+	}
 	relay.Start(t, fmt.Sprintf(`{
 	storage file_system %s
 	wireguard wg0 {

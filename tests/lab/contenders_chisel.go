@@ -11,8 +11,8 @@ import (
 
 func init() { register(new(chisel)) }
 
-// chisel carries TCP streams in channels of one SSH connection in a
-// websocket, which home opens.
+// chisel carries TCP streams and datagrams in channels of one SSH connection
+// in a websocket, which home opens.
 type chisel struct{ program string }
 
 func (*chisel) Name() string { return "chisel" }
@@ -27,6 +27,14 @@ func (c *chisel) Obtain(testing.TB) (versions string, err error) {
 	return "reverse tunnel, SSH over a websocket without TLS, as by default; " + versions, err
 }
 
+// Unable knows that it closes both directions as soon as one has ended.
+func (*chisel) Unable(need string) string {
+	if need == needHalfClose {
+		return "the client's half-close ends the answer too"
+	}
+	return ""
+}
+
 func (c *chisel) Start(t testing.TB, w *World) Running {
 	t.Helper()
 	const login = "home:laboratory"
@@ -36,6 +44,9 @@ func (c *chisel) Start(t testing.TB, w *World) Running {
 	args := []string{"client", "--auth", login, "http://" + testnet.Endpoint + ":8080"}
 	for _, port := range Ports {
 		args = append(args, fmt.Sprintf("R:0.0.0.0:%d:127.0.0.1:%d", port, port))
+	}
+	for _, port := range UDPPorts {
+		args = append(args, fmt.Sprintf("R:0.0.0.0:%d:127.0.0.1:%d/udp", port, port))
 	}
 	client := testnet.Start(t, "home's chisel", withoutProxy(w.Home.Command(c.program, args...)))
 	client.WaitLog(t, 0, `Connected \(`, 10*time.Second)

@@ -26,6 +26,14 @@ func (haproxy) Obtain(t testing.TB) (string, error) {
 	return fmt.Sprintf("TCP mode over a TUN of wireguard-go on the relay as root; %s, %s", version, tunnel), err
 }
 
+// Unable knows that haproxy forwards TCP alone: of UDP it has syslog and QUIC.
+func (haproxy) Unable(need string) string {
+	if need == kindUDP {
+		return "no UDP"
+	}
+	return ""
+}
+
 func (haproxy) Start(t testing.TB, w *World) Running {
 	t.Helper()
 	keys := testnet.NewTunnelKeys(t)

@@ -22,6 +22,11 @@ func TestContenders(t *testing.T) {
 		{Name: "from home", Kind: kindBulk, From: "home", Seconds: 1},
 		{Name: "requests", Kind: kindRequests, Seconds: 1},
 		{Name: "ping beside an upload", Kind: kindPing, Seconds: 1, Beside: &Traffic{Kind: kindBulk, From: "home"}},
+		{Name: "upload", Kind: kindUpload, MiB: 1},
+		{Name: "upload from home", Kind: kindUpload, From: "home", MiB: 1},
+		{Name: "datagrams", Kind: kindUDP, Seconds: 1},
+		{Name: "datagrams beside an upload", Kind: kindUDP, Seconds: 1, Beside: &Traffic{Kind: kindBulk, From: "home"}},
+		{Name: "idle", Kind: kindIdle, Seconds: 1, Connections: 100},
 		{Name: "https", Kind: kindHTTPS, Seconds: 1},
 		{Name: "browser", Kind: kindBrowser, Seconds: 1},
 		{Name: "websocket", Kind: kindWebSocket, Seconds: 1},
@@ -38,7 +43,7 @@ func TestContenders(t *testing.T) {
 			}
 			t.Log(e.versions)
 			for i := range traffics {
-				if why := unable(contender, traffics[i].Kind); why != "" {
+				if why := unable(contender, &traffics[i]); why != "" {
 					t.Logf("%s: %s", traffics[i].Name, why)
 					continue
 				}

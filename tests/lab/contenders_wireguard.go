@@ -100,8 +100,8 @@ AllowedIPs = %s/32
 	)
 }
 
-// forwardHome makes the relay's kernel forward TCP ports through a tunnel's
-// interface to home's address in the tunnel.
+// forwardHome makes the relay's kernel forward TCP ports and UDPPorts through a
+// tunnel's interface to home's address in the tunnel.
 func forwardHome(t testing.TB, w *World, tun string, ports []int) {
 	t.Helper()
 	w.Relay.Sysctl(t, "net.ipv4.ip_forward", "1")
@@ -110,12 +110,18 @@ table ip home {
 	chain in {
 		type nat hook prerouting priority dstnat
 		iifname "eth0" tcp dport { %s } dnat to %s
+		iifname "eth0" udp dport { %s } dnat to %s
 	}
 	chain out {
 		type nat hook postrouting priority srcnat
 		oifname "%s" masquerade
 	}
-}`, strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]"), testnet.HomeTunnelIP, tun))
+}`, nftPorts(ports), testnet.HomeTunnelIP, nftPorts(UDPPorts), testnet.HomeTunnelIP, tun))
+}
+
+// nftPorts is what nft has between the braces of a set of ports.
+func nftPorts(ports []int) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
 }
 
 // stockNetstack is a relay of wireguard-go's own netstack, as several
@@ -127,6 +133,14 @@ func (stockNetstack) Name() string { return "stock-netstack" }
 func (stockNetstack) Obtain(t testing.TB) (string, error) {
 	versions, err := builtFrom(stockNetstackBinary(t), wireGuardModule, "gvisor.dev/gvisor")
 	return "wireguard-go's own netstack and io.Copy, tests/stocknetstack; " + versions, err
+}
+
+// Unable knows that its little program forwards TCP alone.
+func (stockNetstack) Unable(need string) string {
+	if need == kindUDP {
+		return "no UDP"
+	}
+	return ""
 }
 
 func stockNetstackBinary(t testing.TB) string {

@@ -27,6 +27,18 @@ func (p *wireproxy) Obtain(testing.TB) (versions string, err error) {
 	return "TCPClientTunnel, built without suah.dev/protect (pledge and unveil, for OpenBSD); " + versions, err
 }
 
+// Unable knows that UDP is on its README's list of what is to be done, and
+// that it closes its side to home only when home has closed too.
+func (*wireproxy) Unable(need string) string {
+	switch need {
+	case kindUDP:
+		return "no UDP"
+	case needHalfClose:
+		return "the client's half-close never reaches home"
+	}
+	return ""
+}
+
 func (p *wireproxy) Start(t testing.TB, w *World) Running {
 	t.Helper()
 	keys := testnet.NewTunnelKeys(t)

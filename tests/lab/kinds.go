@@ -18,6 +18,9 @@ var kinds = map[string]func(*run, context.Context) (*result, error){
 	kindHTTPS:     (*run).https,
 	kindBrowser:   (*run).browser,
 	kindWebSocket: (*run).websocket,
+	kindUpload:    (*run).upload,
+	kindUDP:       (*run).datagrams,
+	kindIdle:      (*run).idle,
 }
 
 const (
@@ -29,6 +32,9 @@ const (
 	kindHTTPS     = "https"
 	kindBrowser   = "browser"
 	kindWebSocket = "websocket"
+	kindUpload    = "upload"
+	kindUDP       = "udp"
+	kindIdle      = "idle"
 )
 
 // run is a traffic that is measured with a contender.
@@ -36,6 +42,9 @@ type run struct {
 	*World
 	running Running
 	traffic *Traffic
+
+	// seed of data that look random.
+	seed uint64
 
 	// healed is closed when the last of the scenario's faults has happened.
 	healed <-chan struct{}
@@ -57,6 +66,11 @@ const (
 	metricOld      = "old connection ms"
 	metricNew      = "new connection ms"
 	metricLost     = "lost connections"
+
+	metricSeconds       = "seconds"
+	metricLostDatagrams = "lost %"
+	metricOpen          = "open s"
+	metricPerConnection = "relay KiB/connection"
 )
 
 // result is what one run of a traffic showed.
@@ -77,6 +91,8 @@ func (w *World) startServices(t testing.TB) {
 	w.startIperf(t)
 	w.startEcho(t)
 	w.startWeb(t)
+	w.startUpload(t)
+	w.startDatagrams(t)
 }
 
 // measure runs the traffic once, with what runs beside it.

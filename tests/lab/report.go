@@ -51,7 +51,7 @@ func number(v float64) string {
 }
 
 // shown are the metrics of a table, in its order.
-var shown = []string{metricRate, metricRelayCPU, metricHomeCPU, metricP50, metricP95, metricMax, metricRequests, metricFailed, metricGap, metricNew, metricOld, metricLost, metricRelayRSS, metricDropped}
+var shown = []string{metricRate, metricSeconds, metricRelayCPU, metricHomeCPU, metricLostDatagrams, metricP50, metricP95, metricMax, metricRequests, metricFailed, metricGap, metricNew, metricOld, metricLost, metricOpen, metricPerConnection, metricRelayRSS, metricDropped}
 
 // Table writes a scenario's samples as Markdown: a table for each variant and
 // traffic, a row for each contender, median (least–most) of the rounds.

@@ -67,7 +67,7 @@ func Run(t testing.TB, scenario *Scenario, entries []*entry, rounds int, sink fu
 				for n := range entries {
 					e := entries[(n+round)%len(entries)]
 					sample := Sample{Scenario: scenario.Name, Variant: variant.Name, Traffic: traffic.Name, Contender: e.contender.Name(), Round: round + 1}
-					sample.Unable = unable(e.contender, traffic.Kind)
+					sample.Unable = unable(e.contender, traffic)
 					if sample.Unable == "" {
 						r, err := e.measure(t, scenario, variant, traffic, scenario.Seed+uint64(round))
 						if err != nil {
@@ -104,7 +104,7 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 	go func() { faults <- e.faults(ctx, scenario, variant, healed) }()
 
 	relayBefore, homeBefore := cpu(t, e.running.Relay), cpu(t, e.running.Home)
-	r, err := (&run{World: e.world, running: e.running, traffic: traffic, healed: healed}).measure(ctx)
+	r, err := (&run{World: e.world, running: e.running, traffic: traffic, seed: seed, healed: healed}).measure(ctx)
 	relaySpent, homeSpent := cpu(t, e.running.Relay)-relayBefore, cpu(t, e.running.Home)-homeBefore
 	cancel()
 	toHome, fromHome := e.world.Line.Counters()

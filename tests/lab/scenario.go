@@ -83,20 +83,35 @@ type Traffic struct {
 	// Kind is bulk (TCP streams by iperf3: throughput), requests (many small
 	// requests on connections of their own: latency), ping (a byte to home
 	// and back on one connection: latency), recovery (how long after the last
-	// fault an idle connection and a new one bring an answer), https (small
+	// fault an idle connection and a new one bring an answer), upload (data of
+	// a given length and their sum: how long a user waits), udp (datagrams to
+	// home and back: loss and latency), idle (many connections that nobody
+	// uses: the relay's memory, and which of them still answer), https (small
 	// pages on connections of their own: latency), browser (pages with their
 	// objects on one connection of HTTP/2: latency), or websocket (ping in
 	// messages of a websocket).
 	Kind string `json:"kind"`
 
-	// From is client or home: who sends in a bulk transfer. Default: client.
+	// From is client or home: who sends in a bulk transfer or an upload.
+	// Default: client.
 	From string `json:"from,omitempty"`
 
 	// Streams of a bulk transfer. Default: 1.
 	Streams int `json:"streams,omitempty"`
 
-	// Seconds that it runs. Default: 5.
+	// Seconds that it runs, but an upload takes what it takes. Default: 5.
 	Seconds int `json:"seconds,omitempty"`
+
+	// MiB of an upload. Default: 16.
+	MiB int `json:"mib,omitempty"`
+
+	// Size of a datagram in bytes, and Rate in datagrams per second. Default:
+	// 200 and 50, a voice or a game.
+	Size int `json:"size,omitempty"`
+	Rate int `json:"rate,omitempty"`
+
+	// Connections that are idle. Default: 500.
+	Connections int `json:"connections,omitempty"`
 
 	// Beside is bulk traffic that runs at the same time, unmeasured.
 	Beside *Traffic `json:"beside,omitempty"`
@@ -173,11 +188,29 @@ func (t *Traffic) complete() error {
 	if t.From == "" {
 		t.From = "client"
 	}
+	if t.MiB == 0 {
+		t.MiB = 16
+	}
+	if t.Size == 0 {
+		t.Size = 200
+	}
+	if t.Rate == 0 {
+		t.Rate = 50
+	}
+	if t.Connections == 0 {
+		t.Connections = 500
+	}
 	if kinds[t.Kind] == nil {
 		return fmt.Errorf("traffic %q: there is no kind %q", t.Name, t.Kind)
 	}
 	if !slices.Contains([]string{"client", "home"}, t.From) {
 		return fmt.Errorf("traffic %q: it is from client or home, not %q", t.Name, t.From)
+	}
+	if min(t.Seconds, t.Streams, t.MiB, t.Rate, t.Connections) < 0 {
+		return fmt.Errorf("traffic %q: none of seconds, streams, mib, rate and connections is negative", t.Name)
+	}
+	if t.Size < numberLength || t.Size > largestDatagram {
+		return fmt.Errorf("traffic %q: a datagram has from %d to %d bytes, not %d", t.Name, numberLength, largestDatagram, t.Size)
 	}
 	if t.Beside == nil {
 		return nil
@@ -198,6 +231,7 @@ func (s *Scenario) shorten() {
 	}
 	for i := range s.Traffic {
 		s.Traffic[i].Seconds = min(s.Traffic[i].Seconds, 1+int(faults.Seconds()+1))
+		s.Traffic[i].MiB = min(s.Traffic[i].MiB, 2)
 	}
 }
 
