@@ -35,6 +35,7 @@ func startApache(t testing.TB, w *World) *testnet.Process {
 	}
 	certificate := w.ca.Issue(t, testnet.Domain)
 	config := fmt.Sprintf(`ServerRoot %[1]s
+ServerName %[4]s
 PidFile %[1]s/httpd.pid
 DefaultRuntimeDir %[1]s
 Mutex file:%[2]s
@@ -43,7 +44,7 @@ User www-data
 Group www-data
 Timeout 300
 Listen %[3]d
-`, folder, locks, webPort)
+`, folder, locks, webPort, testnet.Domain)
 	for _, module := range apacheModules {
 		path := filepath.Join(apacheModuleFolder, "mod_"+module+".so")
 		if _, err := os.Stat(path); err == nil {
