@@ -33,6 +33,13 @@ type limited interface {
 	Unable(need string) (why string)
 }
 
+// tuned is a contender that needs another TCP at the client and at home than
+// most hosts have.
+type tuned interface {
+	// CongestionControl is the name that Linux has for it.
+	CongestionControl() string
+}
+
 // needHalfClose is that the end of one direction of a connection is passed on
 // and the other direction goes on.
 const needHalfClose = "half-close"
@@ -93,18 +100,22 @@ type World struct {
 	// ca is whom clients trust, and a relay that has a reverse proxy.
 	ca *testnet.CA
 
+	// congestionControl is what the TCP of all hosts has.
+	congestionControl string
+
 	// routerIP is what the world sees of home now.
 	routerIP string
 }
 
-// congestionControl is what most hosts have, whatever this one does.
-const congestionControl = "cubic"
+// customaryTCP is the congestion control that most hosts have, whatever this
+// one does.
+const customaryTCP = "cubic"
 
 // NewWorld makes a world with a good line. Home has the services that traffic
-// needs, on all of its addresses. The hosts' TCP is cubic.
-func NewWorld(t testing.TB) *World {
+// needs, on all of its addresses.
+func NewWorld(t testing.TB, congestionControl string) *World {
 	t.Helper()
-	w := &World{routerIP: testnet.RouterIP}
+	w := &World{congestionControl: congestionControl, routerIP: testnet.RouterIP}
 	w.Internet = testnet.NewInternetOver(t, func(t testing.TB, router *testnet.Namespace, eth string, core *testnet.Namespace, name string) {
 		var err error
 		w.Line, err = line.New(line.Config{
@@ -144,7 +155,7 @@ func (w *World) useCongestionControl(t testing.TB) {
 	for _, host := range w.hosts() {
 		for route := range strings.Lines(host.Output(t, "ip", "-4", "route", "show")) {
 			if !strings.Contains(route, "congctl") {
-				host.IP(t, "route replace "+strings.TrimSpace(route)+" congctl "+congestionControl)
+				host.IP(t, "route replace "+strings.TrimSpace(route)+" congctl "+w.congestionControl)
 			}
 		}
 	}

@@ -72,13 +72,18 @@ func (wireGuardKernel) Start(t testing.TB, w *World) Running {
 // the relay's address in the tunnel, and returns the interface's name.
 func startRelayTUN(t testing.TB, w *World, keys testnet.TunnelKeys) (name string, process *testnet.Process) {
 	t.Helper()
-	// wireguard-go keeps the control sockets of all namespaces in one folder.
-	// A name of this form is removed after a run that was killed.
-	name = "wg" + strings.TrimSuffix(strings.TrimPrefix(w.Relay.Name, "hw"), "-relay") + "r"
+	name = relayTUN(w)
 	process = testnet.Start(t, "the relay's wireguard-go", w.Relay.Command(testnet.WireGuardGo(t), "-f", name))
 	testnet.Eventually(t, 10*time.Second, func() error { return exec.Command("wg", "show", name).Run() })
 	configureRelay(t, w, name, keys)
 	return name, process
+}
+
+// relayTUN is the name of the relay's interface. wireguard-go keeps the
+// control sockets of all namespaces in one folder; a name of this form is
+// removed after a run that was killed.
+func relayTUN(w *World) string {
+	return "wg" + strings.TrimSuffix(strings.TrimPrefix(w.Relay.Name, "hw"), "-relay") + "r"
 }
 
 // configureRelay gives a WireGuard interface on the relay its keys and its

@@ -63,9 +63,11 @@ const (
 	metricHomeCPU  = "home CPU-s/GiB"
 	metricRelayRSS = "relay RSS MiB"
 	metricDropped  = "line drops"
-	metricOld      = "old connection ms"
-	metricNew      = "new connection ms"
-	metricLost     = "lost connections"
+
+	metricHostDropped = "host drops"
+	metricOld         = "old connection ms"
+	metricNew         = "new connection ms"
+	metricLost        = "lost connections"
 
 	metricSeconds       = "seconds"
 	metricLostDatagrams = "lost %"

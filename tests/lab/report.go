@@ -51,7 +51,7 @@ func number(v float64) string {
 }
 
 // shown are the metrics of a table, in its order.
-var shown = []string{metricRate, metricSeconds, metricRelayCPU, metricHomeCPU, metricLostDatagrams, metricP50, metricP95, metricMax, metricRequests, metricFailed, metricGap, metricNew, metricOld, metricLost, metricOpen, metricPerConnection, metricRelayRSS, metricDropped}
+var shown = []string{metricRate, metricSeconds, metricRelayCPU, metricHomeCPU, metricLostDatagrams, metricP50, metricP95, metricMax, metricRequests, metricFailed, metricGap, metricNew, metricOld, metricLost, metricOpen, metricPerConnection, metricRelayRSS, metricDropped, metricHostDropped}
 
 // Table writes a scenario's samples as Markdown: a table for each variant and
 // traffic, a row for each contender, median (least–most) of the rounds.
@@ -68,6 +68,15 @@ func Table(out io.Writer, scenario *Scenario, entries []*entry, samples []Sample
 				return s.Scenario != scenario.Name || s.Variant != variant.Name || s.Traffic != traffic.Name
 			}))
 		}
+	}
+	for _, e := range entries {
+		if len(e.restarts) > 0 {
+			fmt.Fprintf(&text, "\n%s had to be started anew:\n\n", e.contender.Name())
+		}
+		for _, restart := range e.restarts {
+			fmt.Fprintf(&text, "- %s\n", restart)
+		}
+		e.restarts = nil
 	}
 	_, err := io.WriteString(out, text.String())
 	return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +29,13 @@ type entry struct {
 	absent    string // why it does not take part
 	world     *World
 	running   Running
+	scope     *scope
+
+	// last is what was measured last, and failed whether that could not be
+	// measured. restarts say when the contender had to be started anew.
+	last     string
+	failed   bool
+	restarts []string
 }
 
 // enter starts every contender in a world of its own. One that cannot be had
@@ -45,14 +53,45 @@ func enter(t testing.TB, contenders []Contender) []*entry {
 			continue
 		}
 		e.versions = versions
-		e.world = NewWorld(t)
-		e.running = contender.Start(t, e.world)
-		e.world.useCongestionControl(t)
-		if err := e.world.Reachable(t.Context()); err != nil {
+		if err := e.start(t); err != nil {
 			t.Fatalf("%s: %v", contender.Name(), err)
 		}
 	}
 	return entries
+}
+
+// start puts the contender into a new world, in the place of the one that it
+// may have had.
+func (e *entry) start(t testing.TB) error {
+	if e.scope != nil {
+		e.scope.end()
+	}
+	e.scope = newScope(t)
+	congestionControl := customaryTCP
+	if contender, ok := e.contender.(tuned); ok {
+		congestionControl = contender.CongestionControl()
+	}
+	e.world = NewWorld(e.scope, congestionControl)
+	e.running = e.contender.Start(e.scope, e.world)
+	e.world.useCongestionControl(e.scope)
+	return e.world.Reachable(t.Context(), reachableWithin)
+}
+
+// ready makes sure that what the measurement before has done to the contender
+// is past. One that does not come back by itself is started anew.
+func (e *entry) ready(t testing.TB) error {
+	within := reachableWithin
+	if e.failed {
+		within = 5 * time.Second // it has had its time
+	}
+	before := e.last
+	err := e.world.Reachable(t.Context(), within)
+	if err == nil {
+		return nil
+	}
+	e.restarts = append(e.restarts, fmt.Sprintf("after %s, %v", before, err))
+	t.Logf("%s is started anew after %s, %v", e.contender.Name(), before, err)
+	return e.start(t)
 }
 
 // Run measures a scenario and calls sink with each sample. The contenders take
@@ -70,6 +109,7 @@ func Run(t testing.TB, scenario *Scenario, entries []*entry, rounds int, sink fu
 					sample.Unable = unable(e.contender, traffic)
 					if sample.Unable == "" {
 						r, err := e.measure(t, scenario, variant, traffic, scenario.Seed+uint64(round))
+						e.failed = err != nil
 						if err != nil {
 							sample.Err = err.Error()
 							t.Logf("%s: %v", sample, err)
@@ -91,10 +131,10 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 	if err != nil {
 		return nil, err
 	}
-	// What the measurement before has done to the contender is past.
-	if err := e.world.Reachable(t.Context()); err != nil {
+	if err := e.ready(t); err != nil {
 		return nil, err
 	}
+	e.last = strings.Join([]string{scenario.Name, variant.Name, traffic.Name}, "/")
 	if err := e.world.Line.Restart(down, up, seed); err != nil {
 		return nil, err
 	}
@@ -103,6 +143,10 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 	faults, healed := make(chan error, 1), make(chan struct{})
 	go func() { faults <- e.faults(ctx, scenario, variant, healed) }()
 
+	droppedBefore, err := e.world.hostDrops()
+	if err != nil {
+		return nil, err
+	}
 	relayBefore, homeBefore := cpu(t, e.running.Relay), cpu(t, e.running.Home)
 	r, err := (&run{World: e.world, running: e.running, traffic: traffic, seed: seed, healed: healed}).measure(ctx)
 	relaySpent, homeSpent := cpu(t, e.running.Relay)-relayBefore, cpu(t, e.running.Home)-homeBefore
@@ -122,6 +166,11 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 	if rss := resident(e.running.Relay); rss > 0 {
 		r.metrics[metricRelayRSS] = rss / (1 << 20)
 	}
+	dropped, err := e.world.hostDrops()
+	if err != nil {
+		return nil, err
+	}
+	r.metrics[metricHostDropped] = dropped - droppedBefore
 	r.metrics[metricDropped] = float64(toHome.Dropped + fromHome.Dropped)
 	return r, nil
 }

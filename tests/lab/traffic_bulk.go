@@ -25,7 +25,7 @@ func (w *World) bulk(ctx context.Context, traffic *Traffic) (*result, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(traffic.Seconds)*time.Second+20*time.Second)
 	defer cancel()
 	args := []string{"--client", testnet.RelayIP, "--port", strconv.Itoa(bulkPort), "--time", strconv.Itoa(traffic.Seconds),
-		"--parallel", strconv.Itoa(traffic.Streams), "--congestion", congestionControl, "--json"}
+		"--parallel", strconv.Itoa(traffic.Streams), "--congestion", w.congestionControl, "--json"}
 	if traffic.From == "home" {
 		args = append(args, "--reverse")
 	}

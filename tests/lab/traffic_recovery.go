@@ -16,9 +16,9 @@ const (
 	// connection beside those that it waits for.
 	attemptInterval = 250 * time.Millisecond
 
-	// recoveryLimit is when a client has given up. WireGuard's slowest
-	// customary way back is a keepalive after 25 s, or a session's end.
-	recoveryLimit = 60 * time.Second
+	// recoveryLimit is when a client has given up: later than WireGuard's
+	// slowest customary way back, a keepalive after 25 s.
+	recoveryLimit = 40 * time.Second
 )
 
 // recovery opens a connection, leaves it idle while the faults happen, and
