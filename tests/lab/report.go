@@ -71,7 +71,7 @@ func Table(out io.Writer, scenario *Scenario, entries []*entry, samples []Sample
 	}
 	for _, e := range entries {
 		if len(e.restarts) > 0 {
-			fmt.Fprintf(&text, "\n%s had to be started anew:\n\n", e.contender.Name())
+			fmt.Fprintf(&text, "\n%s was started anew after these:\n\n", e.contender.Name())
 		}
 		for _, restart := range e.restarts {
 			fmt.Fprintf(&text, "- %s\n", restart)

@@ -78,19 +78,19 @@ func (e *entry) start(t testing.TB) error {
 }
 
 // ready makes sure that what the measurement before has done to the contender
-// is past. One that does not come back by itself is started anew.
+// is past. One that failed, or does not come back by itself, is started anew:
+// a server at home may still wait for the end of what failed.
 func (e *entry) ready(t testing.TB) error {
-	within := reachableWithin
-	if e.failed {
-		within = 5 * time.Second // it has had its time
+	why := "it failed"
+	if !e.failed {
+		err := e.world.Reachable(t.Context(), reachableWithin)
+		if err == nil {
+			return nil
+		}
+		why = err.Error()
 	}
-	before := e.last
-	err := e.world.Reachable(t.Context(), within)
-	if err == nil {
-		return nil
-	}
-	e.restarts = append(e.restarts, fmt.Sprintf("after %s, %v", before, err))
-	t.Logf("%s is started anew after %s, %v", e.contender.Name(), before, err)
+	e.restarts = append(e.restarts, e.last+": "+why)
+	t.Logf("%s is started anew after %s: %s", e.contender.Name(), e.last, why)
 	return e.start(t)
 }
 

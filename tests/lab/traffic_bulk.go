@@ -22,7 +22,7 @@ func (w *World) startIperf(t testing.TB) {
 func (r *run) bulk(ctx context.Context) (*result, error) { return r.World.bulk(ctx, r.traffic) }
 
 func (w *World) bulk(ctx context.Context, traffic *Traffic) (*result, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(traffic.Seconds)*time.Second+20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(traffic.Seconds)*time.Second+askLimit)
 	defer cancel()
 	args := []string{"--client", testnet.RelayIP, "--port", strconv.Itoa(bulkPort), "--time", strconv.Itoa(traffic.Seconds),
 		"--parallel", strconv.Itoa(traffic.Streams), "--congestion", w.congestionControl, "--json"}
