@@ -151,8 +151,8 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 	r, err := (&run{World: e.world, running: e.running, traffic: traffic, seed: seed, healed: healed}).measure(ctx)
 	relaySpent, homeSpent := cpu(t, e.running.Relay)-relayBefore, cpu(t, e.running.Home)-homeBefore
 	cancel()
-	toHome, fromHome := e.world.Line.Counters()
-	if err := errors.Join(err, <-faults, e.world.Line.Change(goodLine, goodLine)); err != nil {
+	toHome, fromHome, countErr := e.world.Line.Counters()
+	if err := errors.Join(err, <-faults, countErr, e.world.Line.Change(goodLine, goodLine)); err != nil {
 		return nil, err
 	}
 	if gib := r.metrics[metricBytes] / (1 << 30); gib > 0 {

@@ -55,6 +55,16 @@ func joined(t *testing.T, aToB, bToA Impairment) (l *Line, a, b *testnet.Namespa
 	return l, a, b
 }
 
+// count is what the direction from a to b has counted.
+func count(t *testing.T, l *Line) Counters {
+	t.Helper()
+	c, _, err := l.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // stream is what a UDP stream over the line showed.
 type stream struct {
 	sent, received int
@@ -176,7 +186,7 @@ func TestCalibration(t *testing.T) {
 			impairment := Impairment{Rate: test.rate, Delay: Duration(delay), QueueTime: Duration(50 * time.Millisecond)}
 			l, a, b := joined(t, impairment, impairment)
 			s := send(t, a, b, 1400, int64(test.load*float64(test.rate)), 2*time.Second)
-			c, _ := l.Counters()
+			c := count(t, l)
 			row(t, "%s | %.2f Mbit/s | p50 %+.2f ms, p95 %+.2f ms, max %+.2f ms | %d of %d lost, %d dropped by the queue", test.name,
 				s.rate/1e6, extra(s, 0.5, delay, test.rate), extra(s, 0.95, delay, test.rate), extra(s, 1, delay, test.rate), c.Lost, s.sent, c.Dropped)
 			// Where the machine is too busy, the hosts' own queues drop some too.
@@ -208,7 +218,7 @@ func TestCalibrationLoss(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			l, a, b := joined(t, test.impairment, Impairment{})
 			s := send(t, a, b, 200, 60_000_000, time.Second)
-			c, _ := l.Counters()
+			c := count(t, l)
 			packets := float64(c.Passed + c.Lost)
 			expected := packets * test.want
 			deviation := math.Sqrt(expected * test.runs)

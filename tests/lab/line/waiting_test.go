@@ -41,17 +41,12 @@ func TestNothingAllocated(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer device.Close()
-	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(stop)
 	queue, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(queue)
-	d := &direction{from: queue, to: int(device.Fd()), stop: stop, start: time.Now(), scheduler: newScheduler(Impairment{Loss: 0.1, Duplicate: 0.1, Jitter: Duration(time.Millisecond)}, 1)}
+	d := &direction{from: queue, to: int(device.Fd()), start: time.Now(), scheduler: newScheduler(Impairment{Loss: 0.1, Duplicate: 0.1, Jitter: Duration(time.Millisecond)}, 1)}
 	packet, buf := make([]byte, 1400), make([]byte, 8)
 	round := func() {
 		for range 100 {
