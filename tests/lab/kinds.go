@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -98,25 +99,47 @@ func (w *World) startServices(t testing.TB) {
 }
 
 // measure runs the traffic once, with what runs beside it.
-func (r *run) measure(ctx context.Context) (*result, error) {
+func (r *run) measure(ctx context.Context) (found *result, err error) {
 	if r.traffic.Beside != nil {
-		beside := *r.traffic.Beside
-		beside.Seconds = r.traffic.Seconds + 3
-		besideCtx, cancel := context.WithCancel(ctx)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			r.World.bulk(besideCtx, &beside) // ended by us, which it reports as an error
-		}()
-		defer func() {
-			cancel()
-			<-done
-		}()
-		if err := pause(ctx, 2*time.Second); err != nil { // until its queue is full
+		ended, err := r.beside(ctx)
+		if err != nil {
 			return nil, err
 		}
+		defer func() {
+			if besideErr := ended(); err == nil && besideErr != nil {
+				found, err = nil, besideErr
+			}
+		}()
 	}
 	return kinds[r.traffic.Kind](r, ctx)
+}
+
+// beside starts what runs beside the traffic, and returns a function that ends
+// it, whose error is that it had ended before.
+func (r *run) beside(ctx context.Context) (ended func() error, err error) {
+	traffic := *r.traffic.Beside
+	traffic.Seconds = r.traffic.Seconds + int(askLimit/time.Second)
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.World.bulk(ctx, &traffic)
+		done <- err
+	}()
+	ended = func() error {
+		defer cancel()
+		select {
+		case err := <-done:
+			return errors.Join(errors.New("what ran beside ended before its time"), err)
+		default:
+			cancel()
+			<-done // ended by us, which it reports as an error
+			return nil
+		}
+	}
+	if err := pause(ctx, 2*time.Second); err != nil { // until its queue is full
+		return nil, errors.Join(err, ended())
+	}
+	return ended, nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {

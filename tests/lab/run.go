@@ -31,6 +31,9 @@ type entry struct {
 	running   Running
 	scope     *scope
 
+	// t is the test of all scenarios, which worlds outlive one of.
+	t testing.TB
+
 	// last is what was measured last, and failed whether that could not be
 	// measured. restarts say when the contender had to be started anew.
 	last     string
@@ -44,7 +47,7 @@ func enter(t testing.TB, contenders []Contender) []*entry {
 	t.Helper()
 	var entries []*entry
 	for _, contender := range contenders {
-		e := &entry{contender: contender}
+		e := &entry{contender: contender, t: t}
 		entries = append(entries, e)
 		versions, err := contender.Obtain(t)
 		if err != nil {
@@ -53,7 +56,7 @@ func enter(t testing.TB, contenders []Contender) []*entry {
 			continue
 		}
 		e.versions = versions
-		if err := e.start(t); err != nil {
+		if err := e.start(); err != nil {
 			t.Fatalf("%s: %v", contender.Name(), err)
 		}
 	}
@@ -62,11 +65,11 @@ func enter(t testing.TB, contenders []Contender) []*entry {
 
 // start puts the contender into a new world, in the place of the one that it
 // may have had.
-func (e *entry) start(t testing.TB) error {
+func (e *entry) start() error {
 	if e.scope != nil {
 		e.scope.end()
 	}
-	e.scope = newScope(t)
+	e.scope = newScope(e.t)
 	congestionControl := customaryTCP
 	if contender, ok := e.contender.(tuned); ok {
 		congestionControl = contender.CongestionControl()
@@ -74,7 +77,7 @@ func (e *entry) start(t testing.TB) error {
 	e.world = NewWorld(e.scope, congestionControl)
 	e.running = e.contender.Start(e.scope, e.world)
 	e.world.useCongestionControl(e.scope)
-	return e.world.Reachable(t.Context(), reachableWithin)
+	return e.world.Reachable(e.t.Context(), reachableWithin)
 }
 
 // ready makes sure that what the measurement before has done to the contender
@@ -91,7 +94,7 @@ func (e *entry) ready(t testing.TB) error {
 	}
 	e.restarts = append(e.restarts, e.last+": "+why)
 	t.Logf("%s is started anew after %s: %s", e.contender.Name(), e.last, why)
-	return e.start(t)
+	return e.start()
 }
 
 // Run measures a scenario and calls sink with each sample. The contenders take

@@ -99,7 +99,8 @@ type Traffic struct {
 	// Streams of a bulk transfer. Default: 1.
 	Streams int `json:"streams,omitempty"`
 
-	// Seconds that it runs, but an upload takes what it takes. Default: 5.
+	// Seconds that it runs; an upload takes what it takes, and recovery has
+	// given up then. Default: 5, and 40 for recovery.
 	Seconds int `json:"seconds,omitempty"`
 
 	// MiB of an upload. Default: 16.
@@ -179,6 +180,9 @@ func (s *Scenario) complete() error {
 }
 
 func (t *Traffic) complete() error {
+	if t.Seconds == 0 && t.Kind == kindRecovery {
+		t.Seconds = recoverySeconds
+	}
 	if t.Seconds == 0 {
 		t.Seconds = 5
 	}
@@ -221,17 +225,25 @@ func (t *Traffic) complete() error {
 	return t.Beside.complete()
 }
 
-// shorten makes of a scenario a look at it: one round, and no traffic longer
-// than a second or two beside what its faults take.
+// shorten makes of a scenario a look at it: the first variant and the last, one
+// round, and no traffic longer than a second or two beside what its faults take.
 func (s *Scenario) shorten() {
 	s.Rounds = 1
+	if len(s.Variants) > 2 {
+		s.Variants = []Variant{s.Variants[0], s.Variants[len(s.Variants)-1]}
+	}
 	var faults time.Duration
 	for _, f := range s.Faults {
 		faults = max(faults, time.Duration(f.After))
 	}
 	for i := range s.Traffic {
-		s.Traffic[i].Seconds = min(s.Traffic[i].Seconds, 1+int(faults.Seconds()+1))
-		s.Traffic[i].MiB = min(s.Traffic[i].MiB, 2)
+		t := &s.Traffic[i]
+		longest := 1
+		if len(s.Faults) > 0 {
+			longest = 2 + int(faults.Seconds())
+		}
+		t.Seconds = min(t.Seconds, longest)
+		t.MiB = min(t.MiB, 2)
 	}
 }
 

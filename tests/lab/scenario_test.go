@@ -67,6 +67,25 @@ func TestScenarioRefuses(t *testing.T) {
 	}
 }
 
+func TestShorten(t *testing.T) {
+	scenarios, err := Scenarios()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, faulty := scenarios["home-line"], scenarios["reconnect"]
+	plain.shorten()
+	if plain.Rounds != 1 || len(plain.Variants) != 2 || plain.Variants[0].Name != "no loss" || plain.Variants[1].Name != "1 % loss" || plain.Traffic[0].Seconds != 1 {
+		t.Errorf("%+v", plain)
+	}
+	last := time.Duration(faulty.Faults[len(faulty.Faults)-1].After)
+	faulty.shorten()
+	for _, traffic := range faulty.Traffic {
+		if took := time.Duration(traffic.Seconds) * time.Second; took <= last || took > last+5*time.Second {
+			t.Errorf("%s takes %s; its faults last until %s", traffic.Name, took, last)
+		}
+	}
+}
+
 func TestChangedLeavesTheRest(t *testing.T) {
 	down, up, err := changed(line.Impairment{Rate: 1, Loss: 0.5}, line.Impairment{Rate: 2}, json.RawMessage(`{"loss": 0}`), nil)
 	if err != nil || down.Rate != 1 || down.Loss != 0 || up.Rate != 2 {

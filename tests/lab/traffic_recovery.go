@@ -11,15 +11,14 @@ import (
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
-const (
-	// attemptInterval is how often a client that gets no answer tries a new
-	// connection beside those that it waits for.
-	attemptInterval = 250 * time.Millisecond
+// attemptInterval is how often a client that gets no answer tries a new
+// connection beside those that it waits for.
+const attemptInterval = 250 * time.Millisecond
 
-	// recoveryLimit is when a client has given up: later than WireGuard's
-	// slowest customary way back, a keepalive after 25 s.
-	recoveryLimit = 40 * time.Second
-)
+// recoverySeconds is when a client has given up, unless the scenario says
+// otherwise: later than WireGuard's slowest customary way back, a keepalive
+// after 25 s.
+const recoverySeconds = 40
 
 // recovery opens a connection, leaves it idle while the faults happen, and
 // watches from the last one on how long it takes until it answers again, and
@@ -40,9 +39,10 @@ func (r *run) recovery(ctx context.Context) (*result, error) {
 	}
 
 	begin := time.Now()
-	ctx, cancel := context.WithDeadline(ctx, begin.Add(recoveryLimit))
+	end := begin.Add(time.Duration(r.traffic.Seconds) * time.Second)
+	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	old.SetDeadline(begin.Add(recoveryLimit))
+	old.SetDeadline(end)
 	found := &result{metrics: make(map[string]float64)}
 	var both sync.WaitGroup
 	var oldErr error
@@ -60,7 +60,7 @@ func (r *run) recovery(ctx context.Context) (*result, error) {
 		found.metrics[metricOld] = milliseconds(oldTook)
 	}
 	if newTook == 0 {
-		return nil, fmt.Errorf("no new connection brought an answer within %s", recoveryLimit)
+		return nil, fmt.Errorf("no new connection brought an answer within %d s", r.traffic.Seconds)
 	}
 	found.metrics[metricNew] = milliseconds(newTook)
 	return found, nil
