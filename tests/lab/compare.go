@@ -48,13 +48,13 @@ func ReadCSV(in io.Reader) ([]Sample, error) {
 var compared = []string{metricRate, metricP50, metricNew}
 
 // Compare writes, for each figure that two runs have in common, the spread of
-// both, and ends with how many of them lie apart: those whose spreads do not
-// overlap. Two runs of one seed over unchanged programs should have next to
-// none.
+// the rounds that both have, which have the same seeds, and ends with how many
+// lie apart: those whose spreads do not overlap. Two runs over unchanged programs
+// should have next to none.
 func Compare(out io.Writer, then, now []Sample) error {
 	type key struct{ scenario, variant, traffic, contender, metric string }
 	var keys []key
-	values := make(map[key]*[2][]float64)
+	byRound := make(map[key]*[2]map[int]float64)
 	for n, samples := range [][]Sample{then, now} {
 		for _, s := range samples {
 			for _, metric := range compared {
@@ -63,15 +63,25 @@ func Compare(out io.Writer, then, now []Sample) error {
 					continue
 				}
 				k := key{s.Scenario, s.Variant, s.Traffic, s.Contender, metric}
-				if values[k] == nil {
-					values[k] = new([2][]float64)
+				if byRound[k] == nil {
+					byRound[k] = &[2]map[int]float64{make(map[int]float64), make(map[int]float64)}
 					keys = append(keys, k)
 				}
-				values[k][n] = append(values[k][n], value)
+				byRound[k][n][s.Round] = value
 			}
 		}
 	}
-	keys = slices.DeleteFunc(keys, func(k key) bool { return len(values[k][0]) == 0 || len(values[k][1]) == 0 })
+	values := make(map[key]*[2][]float64)
+	for k, runs := range byRound {
+		values[k] = new([2][]float64)
+		for round, before := range runs[0] {
+			if after, ok := runs[1][round]; ok {
+				values[k][0] = append(values[k][0], before)
+				values[k][1] = append(values[k][1], after)
+			}
+		}
+	}
+	keys = slices.DeleteFunc(keys, func(k key) bool { return len(values[k][0]) == 0 })
 
 	var text strings.Builder
 	text.WriteString("| scenario | contender | | then | now | now / then | |\n|---|---|---|---|---|---|---|\n")

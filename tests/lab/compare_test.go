@@ -31,11 +31,11 @@ func TestCompare(t *testing.T) {
 	}
 
 	var text strings.Builder
-	if err := Compare(&text, read, []Sample{sample("a", 1, 110), sample("b", 1, 75), sample("new", 1, 1)}); err != nil {
+	if err := Compare(&text, read, []Sample{sample("a", 1, 110), sample("a", 2, 120), sample("a", 3, 999), sample("b", 1, 75), sample("new", 1, 1)}); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"| s, v, to home | a | Mbit/s | 110 (100–120) | 110 | 1.00 |  |",
+		"| s, v, to home | a | Mbit/s | 110 (100–120) | 115 (110–120) | 1.05 |  |",
 		"| s, v, to home | b | Mbit/s | 50.0 | 75.0 | 1.50 | apart |",
 		"Figures: 2; apart: 1.",
 	} {
