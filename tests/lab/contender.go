@@ -161,6 +161,17 @@ func (w *World) useCongestionControl(t testing.TB) {
 	}
 }
 
+// forgetPaths makes everybody forget the path MTUs that a line before this one
+// had.
+func (w *World) forgetPaths() error {
+	for _, namespace := range append(w.hosts(), w.Core, w.Router) {
+		if out, err := namespace.Command("ip", "route", "flush", "cache").CombinedOutput(); err != nil {
+			return fmt.Errorf("forgetting path MTUs in %s: %w: %s", namespace.Name, err, out)
+		}
+	}
+	return nil
+}
+
 // otherRouterIP is what the world sees of home after a reconnect, and
 // testnet.RouterIP after the next.
 const otherRouterIP = "192.0.2.9"

@@ -138,7 +138,7 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 		return nil, err
 	}
 	e.last = strings.Join([]string{scenario.Name, variant.Name, traffic.Name}, "/")
-	if err := e.world.Line.Restart(down, up, seed); err != nil {
+	if err := errors.Join(e.world.forgetPaths(), e.world.Line.Restart(down, up, seed)); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(t.Context())
