@@ -30,6 +30,9 @@ func TestReload(t *testing.T) {
 			}
 		}
 		:2022 {`)
+	// Caddy opens a second listener and closes the first, which resets whoever
+	// waits in it, unless the kernel may hand them over. The README tells users.
+	w.Relay.Sysctl(t, "net.ipv4.tcp_migrate_req", "1")
 	w.start(t, text)
 
 	session := openSession(t, w, ssh)
