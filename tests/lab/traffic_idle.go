@@ -4,12 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 const (
@@ -65,7 +62,7 @@ func (r *run) idle(ctx context.Context) (*result, error) {
 func (r *run) open(ctx context.Context) (net.Conn, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	conn, err := r.Client.Dial(dialCtx, "tcp", net.JoinHostPort(testnet.RelayIP, strconv.Itoa(askPort)))
+	conn, err := r.dialEcho(dialCtx)
 	if err != nil {
 		return nil, err
 	}

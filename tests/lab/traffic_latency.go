@@ -52,13 +52,18 @@ const reachableWithin = 30 * time.Second
 // askLimit is when a client has given up on an answer.
 const askLimit = 10 * time.Second
 
+// dialEcho connects to home's echo by way of the relay.
+func (w *World) dialEcho(ctx context.Context) (net.Conn, error) {
+	return w.Client.Dial(ctx, "tcp", net.JoinHostPort(testnet.RelayIP, strconv.Itoa(askPort)))
+}
+
 // ask sends a message on a new connection, waits for it to come back and
 // returns how long all of that took.
 func (w *World) ask(ctx context.Context, message []byte) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	begin := time.Now()
-	conn, err := w.Client.Dial(ctx, "tcp", net.JoinHostPort(testnet.RelayIP, strconv.Itoa(askPort)))
+	conn, err := w.dialEcho(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -131,7 +136,7 @@ func (r *run) ping(ctx context.Context) (*result, error) {
 	duration := time.Duration(r.traffic.Seconds) * time.Second
 	ctx, cancel := context.WithTimeout(ctx, duration+30*time.Second)
 	defer cancel()
-	conn, err := r.Client.Dial(ctx, "tcp", net.JoinHostPort(testnet.RelayIP, strconv.Itoa(askPort)))
+	conn, err := r.dialEcho(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -3,12 +3,8 @@ package lab
 import (
 	"context"
 	"fmt"
-	"net"
-	"strconv"
 	"sync"
 	"time"
-
-	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // attemptInterval is how often a client that gets no answer tries a new
@@ -24,7 +20,7 @@ const recoverySeconds = 40
 // watches from the last one on how long it takes until it answers again, and
 // until a new connection does.
 func (r *run) recovery(ctx context.Context) (*result, error) {
-	old, err := r.Client.Dial(ctx, "tcp", net.JoinHostPort(testnet.RelayIP, strconv.Itoa(askPort)))
+	old, err := r.dialEcho(ctx)
 	if err != nil {
 		return nil, err
 	}
