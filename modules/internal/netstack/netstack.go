@@ -25,6 +25,12 @@ import (
 // the tunnel.
 const MinMTU = 1280
 
+// MaxPing is the largest echo request that every stack can send whatever its
+// MTU is: WireGuard's customary MTU, with which an outer packet fits in 1500
+// bytes over IPv6 as over IPv4 (1420 + 32 + 8 + 40). On a stack with a larger
+// MTU it may be as large as that.
+const MaxPing = 1420
+
 // ErrNoAddress means that the stack has no address of the family that a dial
 // or a listener asks for.
 var ErrNoAddress = errors.New("no tunnel address of this family")
@@ -70,6 +76,16 @@ type Stack interface {
 	// ListenUDP returns an unconnected UDP socket, with the same meaning of
 	// local as ListenTCP.
 	ListenUDP(local netip.AddrPort) (UDPConn, error)
+
+	// Ping sends an ICMP echo request to remote and waits until it is answered
+	// or ctx is done, which is how the size of a path is measured. The request
+	// leaves as one packet of exactly size bytes, IP header included, which may
+	// be more than the MTU and is at most MaxPing; the answer may come in
+	// fragments. The source is the own address that a dial to remote would
+	// have. An ICMP error in place of the answer does not end the wait.
+	// A size that no echo request can have is an error that is
+	// syscall.EMSGSIZE, a family without an address ErrNoAddress.
+	Ping(ctx context.Context, remote netip.Addr, size int) error
 
 	// Close resets every connection, closes every listener and the device,
 	// and waits until nothing of the stack runs any more.

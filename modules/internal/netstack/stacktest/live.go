@@ -116,8 +116,9 @@ func testLiveMTU(t *testing.T, p *pair) {
 		setMTU(t, p.here, smaller)
 		setMTU(t, p.there, smaller)
 		// What was queued before may still be larger.
-		time.AfterFunc(500*time.Millisecond, func() { p.limit.set(smaller) })
+		tighten := time.AfterFunc(500*time.Millisecond, func() { p.limit.set(smaller) })
 		wg.Wait()
+		tighten.Stop()
 		if sendErr != nil || receiveErr != nil {
 			t.Fatalf("sending: %v, receiving: %v", sendErr, receiveErr)
 		}

@@ -139,6 +139,7 @@ var pairTests = []struct {
 	{"UDP source of a client", testUDPTransparent},
 	{"UDP flood is not lost by the sender", testUDPFlood},
 	{"live addresses", testLiveAddresses},
+	{"ping of the peer", testPingPeer},
 }
 
 // soloTests are those with one stack, whose packets the test itself writes and
@@ -162,6 +163,9 @@ var soloTests = []struct {
 	{"isolation", testIsolation},
 	{"MSS follows MTU", testMSS},
 	{"unreachable", testUnreachable},
+	{"ping's packets", testPingPackets},
+	{"ping's end", testPingEnd},
+	{"ping's bad arguments", testPingArguments},
 }
 
 // pair is two stacks that are joined.
