@@ -20,6 +20,9 @@ type Bind struct {
 	current  conn.Bind    // never nil; open or not
 	prepared *prepared    // nil unless Prepare was called and not yet used
 
+	// fragments says why packets may leave in fragments, or is nil.
+	fragments error
+
 	resender resender
 }
 
@@ -46,7 +49,9 @@ func (b *Bind) Prepare(port uint16) (uint16, error) {
 	if err != nil {
 		return 0, listenError(port, err)
 	}
+	fragments := forbidFragments(bind)
 	b.mu.Lock()
+	b.fragments = fragments
 	former := b.prepared
 	b.prepared = &prepared{bind: bind, receives: receives, port: actual}
 	b.mu.Unlock()
@@ -82,6 +87,7 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	if err != nil {
 		return nil, 0, listenError(port, err)
 	}
+	b.fragments = forbidFragments(b.current)
 	return b.resender.watch(receives), actual, nil
 }
 
@@ -97,11 +103,32 @@ func (b *Bind) SetMark(mark uint32) error {
 	return b.bind().SetMark(mark)
 }
 
-// Send implements conn.Bind.
+// MayFragment says why this system may send packets in fragments, or returns
+// nil if it sends them whole or not at all.
+func (b *Bind) MayFragment() error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.fragments
+}
+
+// Send implements conn.Bind. A packet that is larger than the interface's MTU
+// is lost, as it would be farther along the path, and that is no error.
 func (b *Bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
 	bind := b.bind()
 	b.resender.sent(bind, bufs, endpoint)
-	return bind.Send(bufs, endpoint)
+	err := bind.Send(bufs, endpoint)
+	// For a batch whose segments are too large, Linux says EINVAL before 6.14.
+	if err == nil || !errors.Is(err, syscall.EMSGSIZE) && !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	// It has stopped at the first that is too large, and has not said which
+	// that was. One that is sent twice is a replay, which is dropped.
+	for i := range bufs {
+		if err := bind.Send(bufs[i:i+1], endpoint); err != nil && !errors.Is(err, syscall.EMSGSIZE) {
+			return err
+		}
+	}
+	return nil
 }
 
 // ParseEndpoint implements conn.Bind.
