@@ -12,13 +12,6 @@ import (
 )
 
 const (
-	// maxQueued bounds the datagrams that wait for the upstream's socket, in
-	// number and in bytes: while it is being dialed, which lasts until the
-	// tunnel's handshake at the longest, and while the tunnel has more to send
-	// than it can. Whoever speaks UDP repeats what got lost.
-	maxQueued      = 64
-	maxQueuedBytes = 64 << 10
-
 	// maxReadErrors is how often in a row reading from an upstream may fail
 	// for a reason that is not known to pass.
 	maxReadErrors = 100
@@ -51,6 +44,12 @@ type FlowOptions struct {
 	// It must be positive.
 	IdleTimeout time.Duration
 
+	// Keep is asked whether a flow whose Dial has said dialed is what these
+	// options want, when they are to become those of a flow that lives. If it
+	// says no, that flow ends and another one begins. It must not call the
+	// table. If nil, every flow is.
+	Keep func(dialed any) bool
+
 	// Header is put in front of every datagram to the upstream. It belongs to
 	// what the key stands for: adopting a flow does not change it.
 	Header []byte
@@ -61,6 +60,8 @@ type FlowOptions struct {
 	// Owner is whom Orphan means. It must be comparable.
 	Owner any
 }
+
+func (o *FlowOptions) wants(dialed any) bool { return o.Keep == nil || o.Keep(dialed) }
 
 // FlowResult is what there is to say about a flow that has ended.
 type FlowResult struct {
@@ -108,6 +109,8 @@ type Flow struct {
 	queue       []*[]byte // from queued, to go to the upstream in this order
 	queuedBytes int
 	timer       *time.Timer
+	connected   bool // Dial has returned up, which is nil if it failed, and dialed
+	up          net.Conn
 	dialed      any
 	reason      Reason // empty until the flow has ended
 }
@@ -122,101 +125,11 @@ func (f *Flow) Reason() Reason {
 	return f.reason
 }
 
-// Send queues a copy of a datagram for the upstream. It never fails and never
-// waits, whatever the tunnel does: who calls it may have to serve others.
-func (f *Flow) Send(datagram []byte) {
-	f.touch()
-	f.mu.Lock()
-	full := len(f.queue) >= maxQueued || len(f.queue) > 0 && f.queuedBytes+len(datagram) > maxQueuedBytes
-	if f.reason != "" || full {
-		f.mu.Unlock()
-		f.dropped.Add(1)
-		return
-	}
-	f.queue = append(f.queue, queued(datagram))
-	f.queuedBytes += len(datagram)
-	f.mu.Unlock()
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
-}
-
-// queued copies a datagram, into a lent buffer unless it is a rare large one.
-func queued(datagram []byte) *[]byte {
-	if len(datagram) > smallBuffer {
-		large := append([]byte(nil), datagram...)
-		return &large
-	}
-	buf := smallBuffers.Get()
-	*buf = append((*buf)[:0], datagram...)
-	return buf
-}
-
-// unqueue gives a buffer of queued back.
-func unqueue(buf *[]byte) {
-	if cap(*buf) == smallBuffer {
-		*buf = (*buf)[:smallBuffer]
-		smallBuffers.Put(buf)
-	}
-}
-
-// sendQueue sends what is in the queue, for as long as the flow lives.
-func (f *Flow) sendQueue(up net.Conn) {
-	var batch []*[]byte
-	for {
-		select {
-		case <-f.ctx.Done():
-			return
-		case <-f.wake:
-		}
-		f.mu.Lock()
-		batch, f.queue, f.queuedBytes = f.queue, batch[:0], 0
-		f.mu.Unlock()
-		for i, buf := range batch {
-			err := f.write(up, *buf)
-			unqueue(buf)
-			batch[i] = nil
-			if ended(err) {
-				f.end(UpstreamFailed, err)
-			}
-		}
-	}
-}
-
-// write sends one datagram to the upstream. Of its errors only a closed socket
-// is for good: ECONNREFUSED, say, reports an ICMP error about an earlier
-// datagram, and the service may be back.
-func (f *Flow) write(up net.Conn, datagram []byte) error {
-	out := datagram
-	if len(f.header) > 0 {
-		buf := Datagrams.Get()
-		defer Datagrams.Put(buf)
-		if len(f.header)+len(datagram) > len(*buf) {
-			f.dropped.Add(1)
-			return nil
-		}
-		out = append(append((*buf)[:0], f.header...), datagram...)
-	}
-	// Counted first, so that whoever has received it finds it counted.
-	f.sent.Add(uint64(len(datagram)))
-	f.sentDatagrams.Add(1)
-	if _, err := up.Write(out); err != nil {
-		f.sent.Add(-uint64(len(datagram)))
-		f.sentDatagrams.Add(^uint64(0))
-		f.dropped.Add(1)
-		return err
-	}
-	return nil
-}
-
 // run dials the upstream and then passes its datagrams to the client until
 // the flow ends.
 func (f *Flow) run(dial func(context.Context) (net.Conn, any, error)) {
 	up, dialed, err := dial(f.ctx)
-	f.mu.Lock()
-	f.dialed = dialed
-	f.mu.Unlock()
+	wanted := f.connect(up, dialed)
 	if err != nil {
 		f.end(DialFailed, err)
 		return
@@ -224,6 +137,10 @@ func (f *Flow) run(dial func(context.Context) (net.Conn, any, error)) {
 	// Whoever ends the flow ends its context, also below, before run returns.
 	defer context.AfterFunc(f.ctx, func() { _ = up.Close() })()
 	defer up.Close()
+	if !wanted {
+		f.end(Replaced, nil)
+		return
+	}
 
 	sending := make(chan struct{})
 	go func() {
@@ -269,6 +186,15 @@ func (f *Flow) run(dial func(context.Context) (net.Conn, any, error)) {
 	}
 }
 
+// connect notes what Dial has said, and reports whether that is wanted. If the
+// flow has been adopted meanwhile, it may not be.
+func (f *Flow) connect(up net.Conn, dialed any) (wanted bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.connected, f.up, f.dialed = true, up, dialed
+	return f.options.wants(dialed)
+}
+
 // passes reports whether a socket error tells of one datagram's fate (an ICMP
 // error), not of the socket's.
 func passes(err error) bool {
@@ -280,19 +206,22 @@ func passes(err error) bool {
 	return false
 }
 
-// adopt makes client and options the flow's, and reports whether the flow is
-// still alive to have them.
-func (f *Flow) adopt(client io.Writer, options FlowOptions) bool {
+// adopt makes client and options the flow's, unless the flow is over or not what
+// the options want. What is still being dialed cannot be told yet.
+func (f *Flow) adopt(client io.Writer, options FlowOptions) (alive, adopted bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.reason != "" {
-		return false
+		return false, false
+	}
+	if f.connected && !options.wants(f.dialed) {
+		return true, false
 	}
 	f.options = options
 	f.client.Store(&client)
 	f.touch()
 	f.timer.Reset(options.IdleTimeout)
-	return true
+	return true, true
 }
 
 func (f *Flow) touch() { f.touched.Store(int64(time.Since(f.started))) }
@@ -330,6 +259,10 @@ func (f *Flow) end(reason Reason, err error) {
 	f.timer.Stop()
 	f.dropped.Add(uint64(len(f.queue)))
 	f.queue, f.queuedBytes = nil, 0
+	if f.up != nil {
+		// Before a successor can begin, which may need the address.
+		_ = f.up.Close()
+	}
 	told, dialed := f.options.Ended, f.dialed
 	f.mu.Unlock()
 

@@ -56,6 +56,10 @@ const (
 	// Evicted: the flow table was full, and this flow, which was quiet and no
 	// conversation, made room for a new one.
 	Evicted Reason = "evicted"
+
+	// Replaced: a changed configuration wants the flow another way, and the
+	// client's next datagram begins another flow.
+	Replaced Reason = "replaced"
 )
 
 // Orderly reports whether a connection that ended for this reason ended as
@@ -79,11 +83,34 @@ type Conn interface {
 	SetLinger(seconds int) error
 }
 
+// Spliceable is a Conn around a kernel socket that says when bytes may go past
+// it, from socket to socket, without its Read and Write. A Conn that is not
+// Spliceable but a syscall.Conn, as *net.TCPConn and what embeds one, may
+// always be spliced: its Read and Write must do no more than the socket's.
+// Splicing is Linux's; elsewhere nobody asks.
+type Spliceable interface {
+	Conn
+
+	// SpliceFrom returns the socket that Read reads from, or nil if Read does
+	// more than that. While ready is false, Read has bytes of its own to
+	// return first: then it is called, and SpliceFrom is asked again. Once
+	// ready, it stays so. It is called by the goroutine that calls Read.
+	SpliceFrom() (socket syscall.RawConn, ready bool)
+
+	// SpliceTo returns the socket that Write writes to, or nil if Write does
+	// more than that. It is called by the goroutine that calls Write.
+	SpliceTo() syscall.RawConn
+}
+
 // Result is what there is to say about a Stream that has ended.
 type Result struct {
 	// Sent counts the bytes from the client that the upstream's socket took,
 	// Received the bytes from the upstream that the client's took.
 	Sent, Received uint64
+
+	// Spliced counts those of them, both ways, that the kernel passed from
+	// socket to socket without a copy in this process.
+	Spliced uint64
 
 	Duration time.Duration
 	Reason   Reason

@@ -49,12 +49,13 @@ type FlowTable struct {
 }
 
 // Attach returns the live flow of this key, whose datagrams go to client from
-// now on, or starts a new one. Each Write to client is one datagram. It may
-// happen at any time until the flow has ended or another Attach has brought
-// another client, so also after the caller has stopped reading from it.
+// now on, or starts a new one if there is none that options.Keep keeps. Each
+// Write to client is one datagram. It may happen at any time until the flow has
+// ended or another Attach has brought another client, so also after the caller
+// has stopped reading from it.
 func (t *FlowTable) Attach(key FlowKey, client io.Writer, options FlowOptions) (flow *Flow, adopted bool, err error) {
 	for {
-		flow, adopted, victim := t.attach(key, client, options)
+		flow, adopted, victim, reason := t.attach(key, client, options)
 		if flow != nil {
 			return flow, adopted, nil
 		}
@@ -62,23 +63,28 @@ func (t *FlowTable) Attach(key FlowKey, client io.Writer, options FlowOptions) (
 			t.refused.Add(1)
 			return nil, false, ErrTooManyFlows
 		}
-		victim.end(Evicted, nil)
+		victim.end(reason, nil)
 	}
 }
 
-// attach does one step of Attach: it returns a flow, or one to evict first, or
-// nothing.
-func (t *FlowTable) attach(key FlowKey, client io.Writer, options FlowOptions) (flow *Flow, adopted bool, victim *Flow) {
+// attach does one step of Attach: it returns a flow, or one to end first and
+// why, or nothing.
+func (t *FlowTable) attach(key FlowKey, client io.Writer, options FlowOptions) (flow *Flow, adopted bool, victim *Flow, reason Reason) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
 	// A flow that is over but still in the table is on its way out: it only
 	// removes itself and not its successor.
-	if flow = t.flows[key]; flow != nil && flow.adopt(client, options) {
-		return flow, true, nil
+	if flow = t.flows[key]; flow != nil {
+		switch alive, adopted := flow.adopt(client, options); {
+		case adopted:
+			return flow, true, nil, ""
+		case alive:
+			return nil, false, flow, Replaced
+		}
 	}
 	if flow == nil && len(t.flows) >= t.limit() {
-		return nil, false, t.evictable()
+		return nil, false, t.evictable(), Evicted
 	}
 
 	ctx, cancel := context.WithCancel(context.Background())
@@ -106,7 +112,7 @@ func (t *FlowTable) attach(key FlowKey, client io.Writer, options FlowOptions) (
 		defer t.stopped()
 		flow.run(options.Dial)
 	}()
-	return flow, false, nil
+	return flow, false, nil, ""
 }
 
 func (t *FlowTable) limit() int {
