@@ -8,6 +8,8 @@ import (
 	"net/netip"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/homeward-relay/homeward/modules/internal/tunnel"
 )
 
 // ErrNoPeer means that an address is in no peer's allowed IPs, or a host is
@@ -20,6 +22,14 @@ type Route struct {
 	Tunnel  string
 	Peer    string
 	Address netip.AddrPort
+
+	// Source is the connection's own address inside the tunnel, which is what
+	// the upstream sees. It is the zero value before the dial.
+	Source netip.AddrPort
+
+	// SourceReason says why Source is not the client's address and port,
+	// although the dial was to be transparent.
+	SourceReason string
 }
 
 // DialOptions say how an upstream is to be dialed. The zero value is usable.
@@ -32,6 +42,12 @@ type DialOptions struct {
 	// upstream has addresses of both families, that of Client's family is
 	// tried first. If it is the zero value, IPv4 comes first.
 	Client netip.Addr
+
+	// Transparent makes the dial come from Client's own address inside the
+	// tunnel, and from ClientPort if that is free there. Where that cannot be
+	// it comes from the tunnel's address: see App.Source.
+	Transparent bool
+	ClientPort  uint16
 }
 
 // FromContext returns the wireguard app of the configuration that is being
@@ -68,9 +84,12 @@ func (a *App) Dial(ctx context.Context, network, address string, options DialOpt
 	for i, route := range routes {
 		// Of the time that is left, each address gets a fair part.
 		attempt, cancel := shareDeadline(ctx, len(routes)-i)
-		conn, err := a.dialRoute(attempt, network, route)
+		conn, err := a.dialRoute(attempt, network, &route, options)
 		cancel()
 		if err == nil {
+			if route.SourceReason != "" && len(errs) > 0 {
+				route.SourceReason += ", and: " + errors.Join(errs...).Error()
+			}
 			return conn, route, nil
 		}
 		errs = append(errs, err)
@@ -81,17 +100,39 @@ func (a *App) Dial(ctx context.Context, network, address string, options DialOpt
 	return nil, routes[len(errs)-1], fmt.Errorf("dialing %s: %w", address, errors.Join(errs...))
 }
 
-func (a *App) dialRoute(ctx context.Context, network string, route Route) (net.Conn, error) {
+// dialRoute dials and sets the route's source.
+func (a *App) dialRoute(ctx context.Context, network string, route *Route, options DialOptions) (net.Conn, error) {
 	claim := a.tunnels[route.Tunnel].claim
+	source, reason := a.Source(*route, options)
+	conn, err := dialFrom(ctx, claim, network, source, route.Address)
+	if isClash(err) && source.Port() != 0 {
+		reason = fmt.Sprintf("port %d of the client's address is in use towards %s", source.Port(), route.Address)
+		for try := 0; try < freePortTries && isClash(err); try++ {
+			conn, err = dialFrom(ctx, claim, network, netip.AddrPortFrom(source.Addr(), 0), route.Address)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if local, err := netip.ParseAddrPort(conn.LocalAddr().String()); err == nil {
+		route.Source = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+	}
+	route.SourceReason = reason
+	return conn, nil
+}
+
+// dialFrom dials from source, or from the tunnel's own address if that is the
+// zero value.
+func dialFrom(ctx context.Context, claim *tunnel.Claim, network string, source, address netip.AddrPort) (net.Conn, error) {
 	switch network {
 	case "tcp":
-		conn, err := claim.DialTCP(ctx, netip.AddrPort{}, route.Address)
+		conn, err := claim.DialTCP(ctx, source, address)
 		if err != nil {
 			return nil, err
 		}
 		return conn, nil
 	case "udp":
-		conn, err := claim.DialUDP(ctx, netip.AddrPort{}, route.Address)
+		conn, err := claim.DialUDP(ctx, source, address)
 		if err != nil {
 			return nil, err
 		}
@@ -102,13 +143,13 @@ func (a *App) dialRoute(ctx context.Context, network string, route Route) (net.C
 
 // ListenPacket opens an unconnected UDP socket inside the tunnel, on a free
 // port and of any family: what a QUIC client needs.
-func (a *App) ListenPacket(ctx context.Context, tunnel string) (net.PacketConn, error) {
+func (a *App) ListenPacket(ctx context.Context, name string) (net.PacketConn, error) {
 	if err := a.waitStarted(ctx); err != nil {
 		return nil, err
 	}
-	c, ok := a.tunnels[tunnel]
+	c, ok := a.tunnels[name]
 	if !ok {
-		return nil, a.noTunnel(tunnel)
+		return nil, a.noTunnel(name)
 	}
 	conn, err := c.claim.ListenUDP(netip.AddrPortFrom(netip.IPv6Unspecified(), 0))
 	if err != nil {
