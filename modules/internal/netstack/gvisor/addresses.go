@@ -15,17 +15,10 @@ import (
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
-func checkMTU(mtu int) error {
-	if mtu < netstack.MinMTU || mtu > maxMTU {
-		return fmt.Errorf("MTU %d is not between %d and %d", mtu, netstack.MinMTU, maxMTU)
-	}
-	return nil
-}
-
 // SetMTU changes the size of the largest packet. Open connections go on; what
 // they send is cut to the new size.
 func (s *Stack) SetMTU(mtu int) error {
-	if err := checkMTU(mtu); err != nil {
+	if err := netstack.CheckMTU(mtu); err != nil {
 		return fmt.Errorf("setting MTU: %w", err)
 	}
 	s.addressesMu.Lock()
@@ -37,25 +30,17 @@ func (s *Stack) SetMTU(mtu int) error {
 // SetAddresses replaces the own addresses. Either all of them are usable and
 // taken, or none is.
 func (s *Stack) SetAddresses(addresses []netip.Prefix) error {
-	var wanted []netip.Prefix
-	for _, prefix := range addresses {
-		addr := prefix.Addr().Unmap()
-		if !prefix.IsValid() || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() ||
-			addr.Zone() != "" || prefix.Addr() != addr {
-			return fmt.Errorf("setting addresses: %v cannot be an address of a tunnel", prefix)
-		}
-		if slices.ContainsFunc(wanted, func(p netip.Prefix) bool { return p.Addr() == addr }) {
-			return fmt.Errorf("setting addresses: %v is given twice", addr)
-		}
-		wanted = append(wanted, prefix)
+	if err := netstack.CheckAddresses(addresses); err != nil {
+		return fmt.Errorf("setting addresses: %w", err)
 	}
+	wanted := slices.Clone(addresses)
 
 	s.addressesMu.Lock()
 	defer s.addressesMu.Unlock()
 	return s.open(func() error {
 		had := *s.addresses.Load()
 		for _, prefix := range wanted {
-			if hasAddress(had, prefix.Addr()) {
+			if netstack.HasAddress(had, prefix.Addr()) {
 				continue
 			}
 			if err := s.addAddress(prefix.Addr()); err != nil {
@@ -63,7 +48,7 @@ func (s *Stack) SetAddresses(addresses []netip.Prefix) error {
 					if added == prefix {
 						break
 					}
-					if !hasAddress(had, added.Addr()) {
+					if !netstack.HasAddress(had, added.Addr()) {
 						s.stack.RemoveAddress(nicID, addressOf(added.Addr()))
 					}
 				}
@@ -71,7 +56,7 @@ func (s *Stack) SetAddresses(addresses []netip.Prefix) error {
 			}
 		}
 		for _, prefix := range had {
-			if !hasAddress(wanted, prefix.Addr()) {
+			if !netstack.HasAddress(wanted, prefix.Addr()) {
 				s.stack.RemoveAddress(nicID, addressOf(prefix.Addr()))
 			}
 		}
@@ -120,20 +105,6 @@ func routes(addresses []netip.Prefix) []tcpip.Route {
 	}
 	return table
 }
-
-func hasAddress(addresses []netip.Prefix, addr netip.Addr) bool {
-	return slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == addr })
-}
-
-// hasFamily says whether there is an own address of addr's family.
-func (s *Stack) hasFamily(addr netip.Addr) bool {
-	return slices.ContainsFunc(*s.addresses.Load(), func(p netip.Prefix) bool {
-		return p.Addr().Is4() == addr.Is4()
-	})
-}
-
-// isOwn says whether addr is an own address.
-func (s *Stack) isOwn(addr netip.Addr) bool { return hasAddress(*s.addresses.Load(), addr) }
 
 // networkOf returns the network protocol of an address.
 func networkOf(addr netip.Addr) tcpip.NetworkProtocolNumber {

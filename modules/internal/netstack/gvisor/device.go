@@ -8,6 +8,8 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
 const (
@@ -48,9 +50,7 @@ type device struct {
 	// lost counts packets for unusual that found it full.
 	lost atomic.Uint64
 
-	eventsMu     sync.Mutex
-	eventsClosed bool
-	events       chan tun.Event
+	events *netstack.Events
 }
 
 func newDevice(name string, link *link, close func() error) *device {
@@ -60,7 +60,7 @@ func newDevice(name string, link *link, close func() error) *device {
 		close:       close,
 		unusual:     make(chan []byte, unusualQueue),
 		unusualDone: make(chan struct{}),
-		events:      make(chan tun.Event, 4),
+		events:      netstack.NewEvents(),
 	}
 	d.batches.New = func() any { return new(coalescer) }
 	go d.deliverUnusual()
@@ -185,30 +185,10 @@ func (d *device) stop() {
 	<-d.unusualDone
 }
 
-// closeEvents ends the stream of events.
-func (d *device) closeEvents() {
-	d.eventsMu.Lock()
-	defer d.eventsMu.Unlock()
-	if !d.eventsClosed {
-		d.eventsClosed = true
-		close(d.events)
-	}
-}
-
 // setMTU changes the MTU and tells wireguard-go, which pads up to it.
 func (d *device) setMTU(mtu int) {
-	if d.link.mtu.Swap(uint32(mtu)) == uint32(mtu) {
-		return
-	}
-	d.eventsMu.Lock()
-	defer d.eventsMu.Unlock()
-	if d.eventsClosed {
-		return
-	}
-	select {
-	case d.events <- tun.EventMTUUpdate:
-	default:
-		// Events that wait unread will find the new MTU.
+	if d.link.mtu.Swap(uint32(mtu)) != uint32(mtu) {
+		d.events.MTUChanged()
 	}
 }
 
@@ -224,9 +204,8 @@ func (d *device) MTU() (int, error) { return int(d.link.mtu.Load()), nil }
 // Name returns the configured name.
 func (d *device) Name() (string, error) { return d.name, nil }
 
-// Events returns the channel of MTU changes. There is no EventUp in it: the
-// owner of the wireguard-go device decides when it goes up.
-func (d *device) Events() <-chan tun.Event { return d.events }
+// Events returns the channel of MTU changes.
+func (d *device) Events() <-chan tun.Event { return d.events.C() }
 
 // BatchSize returns how many packets one Read or Write carries.
 func (d *device) BatchSize() int { return batchSize }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"syscall"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -34,7 +33,7 @@ func (s *Stack) DialTCP(ctx context.Context, local, remote netip.AddrPort) (nets
 	fail := func(err error) (netstack.TCPConn, error) {
 		return nil, opError("dial", "tcp", tcpAddrOrNil(local), net.TCPAddrFromAddrPort(remote), err)
 	}
-	if err := s.checkDial(local, remote); err != nil {
+	if err := netstack.CheckDial(*s.addresses.Load(), local, remote); err != nil {
 		return fail(err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -47,7 +46,7 @@ func (s *Stack) DialTCP(ctx context.Context, local, remote netip.AddrPort) (nets
 			return err
 		}
 		conn = newTCPConn(sock)
-		if isBound(local) {
+		if netstack.IsBound(local) {
 			// The same client may have connections to several upstreams from
 			// one port.
 			sock.endpoint.SocketOptions().SetReuseAddress(true)
@@ -80,7 +79,7 @@ func (s *Stack) DialUDP(ctx context.Context, local, remote netip.AddrPort) (nets
 	fail := func(err error) (netstack.UDPConn, error) {
 		return nil, opError("dial", "udp", udpAddrOrNil(local), net.UDPAddrFromAddrPort(remote), err)
 	}
-	if err := s.checkDial(local, remote); err != nil {
+	if err := netstack.CheckDial(*s.addresses.Load(), local, remote); err != nil {
 		return fail(err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -92,7 +91,7 @@ func (s *Stack) DialUDP(ctx context.Context, local, remote netip.AddrPort) (nets
 		if err != nil {
 			return err
 		}
-		if isBound(local) {
+		if netstack.IsBound(local) {
 			sock.endpoint.SocketOptions().SetReuseAddress(true)
 			if err := sock.endpoint.Bind(fullAddress(local)); err != nil {
 				sock.endpoint.Close()
@@ -168,11 +167,8 @@ func (s *Stack) bind(transport tcpip.TransportProtocolNumber, local netip.AddrPo
 	if addr.Is4() {
 		network = ipv4.ProtocolNumber
 	}
-	if addr.IsValid() && !addr.IsUnspecified() && !s.isOwn(addr) {
-		if !s.hasFamily(addr) {
-			return socket{}, netstack.ErrNoAddress
-		}
-		return socket{}, syscall.EADDRNOTAVAIL
+	if err := netstack.CheckListen(*s.addresses.Load(), local); err != nil {
+		return socket{}, err
 	}
 	sock, err := s.newSocket(transport, network)
 	if err != nil {
@@ -190,47 +186,19 @@ func (s *Stack) bind(transport tcpip.TransportProtocolNumber, local netip.AddrPo
 	return sock, nil
 }
 
-// checkDial refuses what can lead nowhere. Addresses that stand for the local
-// host or for many hosts must not enter the tunnel.
-func (s *Stack) checkDial(local, remote netip.AddrPort) error {
-	to := remote.Addr()
-	if !to.IsValid() || to.IsUnspecified() || to.IsLoopback() || to.IsMulticast() || to.Zone() != "" {
-		return syscall.ENETUNREACH
-	}
-	if remote.Port() == 0 {
-		return syscall.EADDRNOTAVAIL
-	}
-	from := local.Addr()
-	if !from.IsValid() || from.IsUnspecified() {
-		if !s.hasFamily(to) {
-			return netstack.ErrNoAddress
-		}
-		return nil
-	}
-	if from.Is4() != to.Is4() || from.IsLoopback() || from.IsMulticast() || from.Zone() != "" {
-		return syscall.EADDRNOTAVAIL
-	}
-	return nil
-}
-
-// isBound says whether a dial's local address asks for anything.
-func isBound(local netip.AddrPort) bool {
-	return local.Port() != 0 || local.Addr().IsValid() && !local.Addr().IsUnspecified()
-}
-
 func unmap(addr netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
 func tcpAddrOrNil(addr netip.AddrPort) net.Addr {
-	if !isBound(addr) {
+	if !netstack.IsBound(addr) {
 		return nil
 	}
 	return net.TCPAddrFromAddrPort(addr)
 }
 
 func udpAddrOrNil(addr netip.AddrPort) net.Addr {
-	if !isBound(addr) {
+	if !netstack.IsBound(addr) {
 		return nil
 	}
 	return net.UDPAddrFromAddrPort(addr)

@@ -36,10 +36,10 @@ func (s *Stack) Ping(ctx context.Context, remote netip.Addr, size int) error {
 	fail := func(err error) error {
 		return opError("ping", "ip", nil, &net.IPAddr{IP: remote.AsSlice(), Zone: remote.Zone()}, err)
 	}
-	if err := s.checkDial(netip.AddrPort{}, netip.AddrPortFrom(remote, 1)); err != nil {
+	if err := netstack.CheckDial(*s.addresses.Load(), netip.AddrPort{}, netip.AddrPortFrom(remote, 1)); err != nil {
 		return fail(err)
 	}
-	if s.isOwn(remote) {
+	if netstack.HasAddress(*s.addresses.Load(), remote) {
 		return fail(syscall.EHOSTUNREACH)
 	}
 	if size < leastPing(remote) || size > max(netstack.MaxPing, int(s.link.MTU())) {

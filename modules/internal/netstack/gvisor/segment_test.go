@@ -11,6 +11,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
 var (
@@ -208,7 +210,7 @@ func TestSegmenterShortBuffer(t *testing.T) {
 // TestGSOMaxSize checks that a write of the usual size is one superpacket of
 // whole segments.
 func TestGSOMaxSize(t *testing.T) {
-	for _, mtu := range []int{1280, 1420, 1500, 9000, maxMTU} {
+	for _, mtu := range []int{1280, 1420, 1500, 9000, netstack.MaxMTU} {
 		size := int(gsoMaxSize(mtu)) - header.TCPTotalHeaderMaximumSize - 1
 		if mss := mtu - 52; size%mss != 0 || size < writeSize {
 			t.Errorf("MTU %d: %d bytes of payload are no whole segments of %d or less than %d", mtu, size, mss, writeSize)

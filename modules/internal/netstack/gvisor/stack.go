@@ -65,9 +65,6 @@ const (
 
 	// nicID is the number of the one interface.
 	nicID = 1
-
-	// maxMTU leaves room for WireGuard's own header in a UDP datagram.
-	maxMTU = 1<<16 - 1 - 32 - 48
 )
 
 // Config says what a stack is made of. Addresses may be empty.
@@ -120,7 +117,7 @@ func New(config Config) (netstack.Stack, error) {
 }
 
 func newStack(config Config) (*Stack, error) {
-	if err := checkMTU(config.MTU); err != nil {
+	if err := netstack.CheckMTU(config.MTU); err != nil {
 		return nil, err
 	}
 	quiet.Do(func() {
@@ -248,7 +245,7 @@ func (s *Stack) Close() error {
 		s.device.segment.release()
 		s.link.out.drain()
 		s.device.readMu.Unlock()
-		s.device.closeEvents()
+		s.device.events.Close()
 	})
 	return nil
 }

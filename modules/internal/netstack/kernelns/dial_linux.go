@@ -1,0 +1,203 @@
+package kernelns
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
+)
+
+// DialTCP connects from local to remote. A local address that is not the
+// stack's own is used all the same, for the sake of transparent relays.
+func (s *Stack) DialTCP(ctx context.Context, local, remote netip.AddrPort) (netstack.TCPConn, error) {
+	local, remote = unmap(local), unmap(remote)
+	conn, err := s.dialTCP(ctx, local, remote)
+	if err != nil {
+		var source net.Addr
+		if netstack.IsBound(local) {
+			source = net.TCPAddrFromAddrPort(local)
+		}
+		return nil, opError("dial", "tcp", source, net.TCPAddrFromAddrPort(remote), err)
+	}
+	return conn, nil
+}
+
+func (s *Stack) dialTCP(ctx context.Context, local, remote netip.AddrPort) (*tcpConn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := netstack.CheckDial(*s.addresses.Load(), local, remote); err != nil {
+		return nil, err
+	}
+	p := s.place.Load()
+	domain, stock := unix.AF_INET, p.stocks.tcp4
+	if remote.Addr().Is6() {
+		domain, stock = unix.AF_INET6, p.stocks.tcp6
+	}
+	fd, err := stock.take()
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), "tcp")
+	defer file.Close()
+	// Without it the connection works as well.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentMax)
+	client, err := s.bindSource(p, fd, domain, local)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.connect(ctx, file, fd, sockaddr(remote, domain)); err != nil {
+		client.leave()
+		return nil, err
+	}
+	conn, err := net.FileConn(file)
+	if err != nil {
+		client.leave()
+		return nil, err
+	}
+	added, err := s.open.addTCP(conn.(*net.TCPConn), client)
+	if err != nil {
+		conn.Close()
+		client.leave()
+	}
+	return added, err
+}
+
+// DialUDP returns a UDP socket that is connected to remote.
+func (s *Stack) DialUDP(ctx context.Context, local, remote netip.AddrPort) (netstack.UDPConn, error) {
+	local, remote = unmap(local), unmap(remote)
+	conn, err := s.dialUDP(ctx, local, remote)
+	if err != nil {
+		var source net.Addr
+		if netstack.IsBound(local) {
+			source = net.UDPAddrFromAddrPort(local)
+		}
+		return nil, opError("dial", "udp", source, net.UDPAddrFromAddrPort(remote), err)
+	}
+	return conn, nil
+}
+
+func (s *Stack) dialUDP(ctx context.Context, local, remote netip.AddrPort) (*udpConn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := netstack.CheckDial(*s.addresses.Load(), local, remote); err != nil {
+		return nil, err
+	}
+	p := s.place.Load()
+	domain, stock := unix.AF_INET, p.stocks.udp4
+	if remote.Addr().Is6() {
+		domain, stock = unix.AF_INET6, p.stocks.udp6
+	}
+	fd, err := stock.take()
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), "udp")
+	defer file.Close()
+	client, err := s.bindSource(p, fd, domain, local)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Connect(fd, sockaddr(remote, domain)); err != nil {
+		client.leave()
+		return nil, err
+	}
+	conn, err := net.FileConn(file)
+	if err != nil {
+		client.leave()
+		return nil, err
+	}
+	added, err := s.open.addUDP(conn.(*net.UDPConn), client)
+	if err != nil {
+		conn.Close()
+		client.leave()
+	}
+	return added, err
+}
+
+// bindSource gives a socket the local address that is asked for, if any.
+func (s *Stack) bindSource(p *place, fd, domain int, local netip.AddrPort) (client *clientRef, err error) {
+	if !netstack.IsBound(local) {
+		return nil, nil
+	}
+	// The same client may have connections to several upstreams from one port.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return nil, err
+	}
+	address := local.Addr()
+	if address.IsValid() && !address.IsUnspecified() {
+		if local.Port() == 0 {
+			// The port is chosen when the remote address is known, or there
+			// would be no more than 64,000 for all of them together.
+			_ = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		}
+		if !netstack.HasAddress(*s.addresses.Load(), address) {
+			if domain == unix.AF_INET {
+				err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
+			} else {
+				err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
+			}
+			if err != nil {
+				return nil, err
+			}
+			if err := p.clients.enter(address); err != nil {
+				return nil, err
+			}
+			client = &clientRef{p.clients, address}
+		}
+	}
+	if err := unix.Bind(fd, sockaddr(local, domain)); err != nil {
+		client.leave()
+		return nil, err
+	}
+	return client, nil
+}
+
+// connect connects a socket that does not block.
+func (s *Stack) connect(ctx context.Context, file *os.File, fd int, to unix.Sockaddr) error {
+	err := unix.Connect(fd, to)
+	if err != unix.EINPROGRESS && err != unix.EINTR && err != unix.EALREADY {
+		return err
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := func() { _ = file.SetWriteDeadline(time.Unix(1, 0)) }
+	defer context.AfterFunc(ctx, stop)()
+	defer context.AfterFunc(s.life, stop)()
+	var connectErr error
+	err = raw.Write(func(fd uintptr) (done bool) {
+		number, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if err != nil {
+			connectErr = err
+			return true
+		}
+		if number != 0 {
+			connectErr = syscall.Errno(number)
+			return true
+		}
+		_, err = unix.Getpeername(int(fd))
+		return err == nil
+	})
+	switch {
+	case err == nil:
+		return connectErr
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case s.life.Err() != nil:
+		return net.ErrClosed
+	}
+	return err
+}
+
+func unmap(addr netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+}

@@ -1,0 +1,149 @@
+package holder
+
+import (
+	"os"
+	"runtime/debug"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// name is what the process is called in a list of processes, and how its
+	// init function knows itself. It stands where a program's path stands, so
+	// that no argument of a user's can be taken for it.
+	name = "homeward-netns-holder"
+
+	roleSetup = "setup"
+	roleServe = "serve"
+
+	// controlFD is where a holder finds its end of the control socket.
+	controlFD = 3
+)
+
+func init() {
+	if len(os.Args) != 2 || os.Args[0] != name {
+		return
+	}
+	// It answers a question now and then and keeps nothing.
+	debug.SetGCPercent(-1)
+	switch os.Args[1] {
+	case roleSetup:
+		setup()
+	case roleServe:
+		serve()
+	}
+	// Not os.Exit, at which a program built with -race waits for a second.
+	syscall.Exit(0)
+}
+
+// serve hands out sockets until the control socket is closed.
+func serve() {
+	confined := filterSystemCalls() == nil
+	hello := Reply{PID: int32(os.Getpid()), Confined: confined}
+	if unix.Sendmsg(controlFD, hello.marshal(), nil, nil, unix.MSG_NOSIGNAL) != nil {
+		return
+	}
+	answer(func(request Request) ([]int, error) {
+		switch request.Op {
+		case OpSocket:
+			if !plain(request) {
+				return nil, syscall.EPERM
+			}
+			return sockets(request)
+		case OpServe:
+			return start(roleServe)
+		}
+		return nil, syscall.ENOSYS
+	})
+}
+
+// plain says whether a socket needs no capability.
+func plain(r Request) bool {
+	return (r.Domain == unix.AF_INET || r.Domain == unix.AF_INET6) &&
+		(r.Type == unix.SOCK_STREAM || r.Type == unix.SOCK_DGRAM) && r.Protocol == 0
+}
+
+// answer answers requests until the control socket is closed.
+func answer(handle func(Request) ([]int, error)) {
+	data := make([]byte, requestSize+1)
+	for {
+		n, _, _, _, err := unix.Recvmsg(controlFD, data, nil, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		reply := Reply{PID: int32(os.Getpid())}
+		var fds []int
+		var request Request
+		if request.unmarshal(data[:n]) != nil {
+			reply.Errno = syscall.EINVAL
+		} else if fds, err = handle(request); err != nil {
+			reply.Errno = errnoOf(err)
+		}
+		var rights []byte
+		if len(fds) > 0 {
+			rights = unix.UnixRights(fds...)
+		}
+		err = unix.Sendmsg(controlFD, reply.marshal(), rights, nil, unix.MSG_NOSIGNAL)
+		closeAll(fds)
+		if err != nil {
+			return
+		}
+	}
+}
+
+func errnoOf(err error) syscall.Errno {
+	if errno, ok := err.(syscall.Errno); ok {
+		return errno
+	}
+	return syscall.EIO
+}
+
+// sockets makes blank sockets.
+func sockets(r Request) ([]int, error) {
+	count := min(max(r.Count, 1), MaxSockets)
+	fds := make([]int, 0, count)
+	for range count {
+		fd, err := unix.Socket(int(r.Domain), int(r.Type)|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(r.Protocol))
+		if err != nil {
+			if len(fds) > 0 {
+				break // as many as there could be had
+			}
+			return nil, err
+		}
+		fds = append(fds, fd)
+	}
+	return fds, nil
+}
+
+// start runs this program once more, in the namespaces and with the rights of
+// the calling thread, and returns the other end of its control socket.
+func start(role string) ([]int, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(pair[1])
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{name, role}, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{},
+		Files: []uintptr{0, 1, 2, uintptr(pair[1])},
+	})
+	if err != nil {
+		unix.Close(pair[0])
+		return nil, err
+	}
+	go func() {
+		// Or there would be a zombie for as long as this process lives.
+		var status syscall.WaitStatus
+		for {
+			if _, err := syscall.Wait4(pid, &status, 0, nil); err != syscall.EINTR {
+				return
+			}
+		}
+	}()
+	return []int{pair[0]}, nil
+}

@@ -1,0 +1,174 @@
+// Package holder is the small process that lives in a tunnel's network
+// namespace and hands out blank sockets of it.
+//
+// A socket belongs for good to the namespace it was made in, whoever uses it
+// later. So one process has to be inside, and all that it does is make sockets
+// and pass them out; options, addresses and connections are up to who asked.
+//
+// The process is this program itself, run again: the package's init function
+// sees by the arguments that it is meant and never returns to main. It must be
+// imported by whatever calls Command. Two roles come after each other:
+//
+//   - setup starts inside the new namespaces with every capability there. It
+//     hands out the few sockets that need one (netlink, raw, the TUN), then
+//     starts two servers that have none, and ends.
+//   - serve has no capability, and a system-call filter. It hands out TCP and
+//     UDP sockets, and starts a successor for the other server if that is
+//     gone: nothing can enter the namespace from outside again.
+//
+// Each ends when the other side of its control socket is closed, which the
+// kernel sees to however that process ends.
+package holder
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Op is what a holder is asked for.
+type Op uint32
+
+const (
+	// OpSocket asks for Count blank sockets of Domain, Type and Protocol.
+	OpSocket Op = iota + 1
+
+	// OpTUN asks setup for an open /dev/net/tun.
+	OpTUN
+
+	// OpServe asks for a control socket of a new server; setup ends when it
+	// has started two.
+	OpServe
+)
+
+// MaxSockets is the most that one request can ask for. The kernel passes up to
+// 253 descriptors in a message.
+const MaxSockets = 64
+
+// Request is one question to a holder.
+type Request struct {
+	Op       Op
+	Domain   int32
+	Type     int32
+	Protocol int32
+	Count    uint32
+}
+
+// Reply is the answer to a Request, or a server's first words. Descriptors go
+// beside it.
+type Reply struct {
+	// Errno is why there are no descriptors, or 0.
+	Errno syscall.Errno
+
+	// PID is the process that answers.
+	PID int32
+
+	// Confined is whether it runs under a system-call filter.
+	Confined bool
+}
+
+const (
+	requestSize = 20
+	replySize   = 12
+)
+
+func (r Request) marshal() []byte {
+	b := make([]byte, requestSize)
+	for i, field := range []uint32{uint32(r.Op), uint32(r.Domain), uint32(r.Type), uint32(r.Protocol), r.Count} {
+		binary.LittleEndian.PutUint32(b[4*i:], field)
+	}
+	return b
+}
+
+func (r *Request) unmarshal(b []byte) error {
+	if len(b) != requestSize {
+		return fmt.Errorf("a request of %d bytes", len(b))
+	}
+	field := func(i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
+	*r = Request{Op(field(0)), int32(field(1)), int32(field(2)), int32(field(3)), field(4)}
+	return nil
+}
+
+func (r Reply) marshal() []byte {
+	b := make([]byte, replySize)
+	binary.LittleEndian.PutUint32(b[0:], uint32(r.Errno))
+	binary.LittleEndian.PutUint32(b[4:], uint32(r.PID))
+	if r.Confined {
+		b[8] = 1
+	}
+	return b
+}
+
+func (r *Reply) unmarshal(b []byte) error {
+	if len(b) != replySize {
+		return fmt.Errorf("a reply of %d bytes", len(b))
+	}
+	*r = Reply{
+		Errno:    syscall.Errno(binary.LittleEndian.Uint32(b[0:])),
+		PID:      int32(binary.LittleEndian.Uint32(b[4:])),
+		Confined: b[8] == 1,
+	}
+	return nil
+}
+
+// Ask sends a request to a holder. Its answer is what Receive returns next.
+func Ask(control *net.UnixConn, request Request) error {
+	_, err := control.Write(request.marshal())
+	return err
+}
+
+// Receive waits for what a holder says, and the descriptors with it, which
+// belong to the caller.
+func Receive(control *net.UnixConn) (Reply, []int, error) {
+	data := make([]byte, replySize+1)
+	oob := make([]byte, unix.CmsgSpace(4*MaxSockets))
+	n, oobn, _, _, err := control.ReadMsgUnix(data, oob)
+	if err != nil {
+		return Reply{}, nil, err
+	}
+	if n == 0 {
+		return Reply{}, nil, net.ErrClosed
+	}
+	fds, err := descriptors(oob[:oobn])
+	if err != nil {
+		return Reply{}, nil, err
+	}
+	var reply Reply
+	if err := reply.unmarshal(data[:n]); err != nil {
+		closeAll(fds)
+		return Reply{}, nil, err
+	}
+	return reply, fds, nil
+}
+
+func descriptors(oob []byte) ([]int, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	var all []int
+	var errs []error
+	for i := range messages {
+		fds, err := unix.ParseUnixRights(&messages[i])
+		all = append(all, fds...)
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		closeAll(all)
+		return nil, err
+	}
+	return all, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}

@@ -1,0 +1,387 @@
+package kernelns
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
+)
+
+// ownerEnv makes the test binary a program that has a stack and waits to be
+// killed.
+const ownerEnv = "HOMEWARD_TEST_OWNER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(ownerEnv) != "" {
+		own()
+	}
+	os.Exit(m.Run())
+}
+
+var testAddresses = []netip.Prefix{netip.MustParsePrefix("10.77.0.1/24"), netip.MustParsePrefix("fd77::1/64")}
+
+func newTestStack(t *testing.T) (*Stack, *observer.ObservedLogs) {
+	t.Helper()
+	core, logs := observer.New(zap.InfoLevel)
+	s, err := newStack(Config{Name: "wg0", MTU: 1420, Addresses: testAddresses, Logger: zap.New(core)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s, logs
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not come true", what)
+		}
+	}
+}
+
+func holders(s *Stack) []int {
+	n := s.place.Load().namespace
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var pids []int
+	for _, server := range n.servers {
+		pids = append(pids, server.pid)
+	}
+	return pids
+}
+
+// loop connects the stack to itself, which needs nobody at its device.
+func loop(t *testing.T, s *Stack) (dialed, accepted net.Conn) {
+	t.Helper()
+	listener, err := s.ListenTCP(netip.MustParseAddrPort("10.77.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, err := s.DialTCP(ctx, netip.AddrPort{}, listener.Addr().(*net.TCPAddr).AddrPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	accepted, err = listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { accepted.Close() })
+	return conn, accepted
+}
+
+func exchange(t *testing.T, a, b net.Conn) {
+	t.Helper()
+	if _, err := a.Write([]byte("over here")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 9)
+	b.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.ReadFull(b, buf); err != nil || string(buf) != "over here" {
+		t.Fatalf("%q, %v", buf, err)
+	}
+}
+
+// TestHolderReplaced kills one holder after the other: connections do not
+// notice, and new ones can always be made.
+func TestHolderReplaced(t *testing.T) {
+	s, logs := newTestStack(t)
+	dialed, accepted := loop(t, s)
+	seen := map[int]bool{}
+	for range 4 {
+		pids := holders(s)
+		if len(pids) != 2 {
+			t.Fatalf("holders are %v, want two", pids)
+		}
+		seen[pids[0]], seen[pids[1]] = true, true
+		if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a successor", func() bool {
+			now := holders(s)
+			return len(now) == 2 && now[0] != pids[0] && now[1] != pids[0]
+		})
+		exchange(t, dialed, accepted)
+		for range 2 * blanksKept {
+			loop(t, s)
+		}
+	}
+	if len(seen) < 4 {
+		t.Errorf("only %d holders were seen", len(seen))
+	}
+	if got := logs.FilterMessageSnippet("its partner has started another").Len(); got != 4 {
+		t.Errorf("%d lines in the log, want 4", got)
+	}
+}
+
+// TestNamespaceReplaced kills both holders at once: the stack goes on in
+// another namespace, its listeners with it.
+func TestNamespaceReplaced(t *testing.T) {
+	s, logs := newTestStack(t)
+	listener, err := s.ListenTCP(netip.MustParseAddrPort("[::]:8080"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	dialed, _ := loop(t, s)
+	former := s.place.Load()
+	for _, pid := range holders(s) {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Stopped ones cannot start a successor for each other in between.
+	for _, pid := range holders(s) {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "another namespace", func() bool { return s.place.Load() != former })
+	dialed.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := dialed.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the old connection ended with %v", err)
+	}
+	accepted := make(chan error, 1)
+	go func() {
+		conn, err := listener.Accept()
+		if err == nil {
+			conn.Close()
+		}
+		accepted <- err
+	}()
+	eventually(t, "a dial in the new namespace", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		conn, err := s.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.1:8080"))
+		if err != nil {
+			return false
+		}
+		conn.Close()
+		return true
+	})
+	if err := <-accepted; err != nil {
+		t.Errorf("accepting after the namespace was replaced: %v", err)
+	}
+	if logs.FilterMessageSnippet("have died at once").Len() == 0 {
+		t.Error("nothing in the log")
+	}
+}
+
+// TestNothingLeft closes stacks and counts what is left of them.
+func TestNothingLeft(t *testing.T) {
+	goroutines := goleak.IgnoreCurrent()
+	run := func() (pids []int) {
+		s, err := newStack(Config{Name: "wg0", MTU: 1420, Addresses: testAddresses})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = holders(s)
+		listener, err := s.ListenTCP(netip.MustParseAddrPort("[::]:0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		for range 5 {
+			conn, err := s.DialUDP(context.Background(), netip.MustParseAddrPort("203.0.113.5:0"), netip.MustParseAddrPort("10.77.0.2:9"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return pids
+	}
+	run() // what is opened once, such as Go's poller
+	before := descriptors(t)
+	for range 3 {
+		for _, pid := range run() {
+			eventually(t, "the end of holder "+strconv.Itoa(pid), func() bool { return gone(pid) })
+		}
+	}
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors, had %d", after, before)
+	}
+	goleak.VerifyNone(t, goroutines)
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// gone says whether a process has ended.
+func gone(pid int) bool {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	return err != nil || strings.Contains(string(stat), ") Z ")
+}
+
+// own is what the owner of TestOwnerKilled does.
+func own() {
+	s, err := newStack(Config{Name: "wg0", MTU: 1420, Addresses: testAddresses})
+	if err != nil {
+		os.Stdout.WriteString(err.Error() + "\n")
+		os.Exit(1)
+	}
+	pids := holders(s)
+	os.Stdout.WriteString(strconv.Itoa(pids[0]) + " " + strconv.Itoa(pids[1]) + "\n")
+	select {}
+}
+
+// TestOwnerKilled kills the program that has the stack: its holders end.
+func TestOwnerKilled(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), ownerEnv+"=1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 200)
+	n, err := out.Read(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	// It was killed.
+	_ = cmd.Wait()
+	fields := strings.Fields(string(line[:n]))
+	if len(fields) != 2 {
+		t.Fatalf("the owner said %q", line[:n])
+	}
+	for _, field := range fields {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatalf("the owner said %q", line[:n])
+		}
+		eventually(t, "the end of holder "+field, func() bool { return gone(pid) })
+	}
+}
+
+// TestHolderConfined looks at what the holders may do.
+func TestHolderConfined(t *testing.T) {
+	s, _ := newTestStack(t)
+	if !s.place.Load().filtered {
+		t.Error("no system-call filter is in force")
+	}
+	check := func(pid int) {
+		t.Helper()
+		process := filepath.Join("/proc", strconv.Itoa(pid))
+		status, err := os.ReadFile(filepath.Join(process, "status"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+			if !strings.Contains(string(status), want) {
+				t.Errorf("no %q in\n%s", want, status)
+			}
+		}
+		if environ, err := os.ReadFile(filepath.Join(process, "environ")); err != nil || len(environ) > 0 {
+			t.Errorf("environment is %q, %v", environ, err)
+		}
+		if sid, err := unix.Getsid(pid); err != nil || sid == mustSID(t) {
+			t.Errorf("session is %d, %v", sid, err)
+		}
+	}
+	for _, pid := range holders(s) {
+		check(pid)
+	}
+	// A successor is no freer.
+	pids := holders(s)
+	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a successor", func() bool {
+		now := holders(s)
+		return len(now) == 2 && now[0] != pids[0] && now[1] != pids[0]
+	})
+	for _, pid := range holders(s) {
+		check(pid)
+	}
+}
+
+func mustSID(t *testing.T) int {
+	t.Helper()
+	sid, err := unix.Getsid(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sid
+}
+
+// TestCongestionControl asks connections how they send.
+func TestCongestionControl(t *testing.T) {
+	s, logs := newTestStack(t)
+	// To itself a stack speaks by way of the loopback, which has no such
+	// route; a dial that is under way has its own.
+	sending := func() string {
+		t.Helper()
+		p := s.place.Load()
+		fd, err := p.stocks.tcp4.take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		err = unix.Connect(fd, sockaddr(netip.MustParseAddrPort("10.77.0.2:80"), unix.AF_INET))
+		if err != unix.EINPROGRESS {
+			t.Fatal(err)
+		}
+		name, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	available, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range strings.Fields(string(available)) {
+		if err := s.SetCongestionControl(name); err != nil {
+			t.Fatal(err)
+		}
+		if got := sending(); got != name {
+			t.Errorf("sends with %s, want %s", got, name)
+		}
+		if got := s.CongestionControl(); got != name {
+			t.Errorf("says %s, want %s", got, name)
+		}
+	}
+	if err := s.SetCongestionControl("nosuch"); err != nil {
+		t.Fatal(err)
+	}
+	if logs.FilterMessageSnippet("modprobe tcp_nosuch").Len() != 1 {
+		t.Errorf("log is %v", logs.All())
+	}
+	if got := sending(); got == "" || got == "nosuch" {
+		t.Errorf("sends with %q", got)
+	}
+}

@@ -1,0 +1,264 @@
+package kernelns
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack/kernelns/holder"
+)
+
+// deviceName is the TUN's inside the namespace, where there is no other.
+const deviceName = "tunnel"
+
+// errLost means that no process is left that could make sockets in the
+// namespace.
+var errLost = errors.New("all processes that hold the network namespace have died")
+
+// namespace is a network namespace that belongs to one stack: two processes
+// that hold it open and make sockets in it, its TUN, and the netlink socket
+// that configures it.
+//
+// What is made here works on without the holders. They are only needed for
+// new sockets, and one of them is enough.
+type namespace struct {
+	logger *zap.Logger
+
+	tun     *os.File
+	netlink *netlinkConn
+	pinger  *pinger
+	index   uint32 // of the TUN
+
+	// filtered is whether the holders run under a system-call filter.
+	filtered bool
+
+	mu      sync.Mutex
+	servers []*server
+	closed  bool
+	isLost  bool
+
+	// lost is closed when the last server is gone before close.
+	lost     chan struct{}
+	watching sync.WaitGroup
+}
+
+// newNamespace makes a namespace with a TUN that is down.
+func newNamespace(logger *zap.Logger) (*namespace, error) {
+	n, err := startNamespace(logger, true)
+	if err == nil {
+		return n, nil
+	}
+	// Where users may make no user namespaces, root may do without.
+	if alone, aloneErr := startNamespace(logger, false); aloneErr == nil {
+		return alone, nil
+	}
+	return nil, explainStart(err)
+}
+
+func startNamespace(logger *zap.Logger, ownUser bool) (_ *namespace, err error) {
+	cmd, control, end, err := holder.Command(ownUser)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	err = cmd.Start()
+	end.Close()
+	if err != nil {
+		return nil, fmt.Errorf("making a network namespace: %w", err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		// It ends when control is closed; how is of no interest.
+		_ = cmd.Wait()
+		close(ended)
+	}()
+	defer func() {
+		control.Close()
+		<-ended
+	}()
+
+	n := &namespace{logger: logger, lost: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			n.close()
+			if n.tun != nil {
+				n.tun.Close()
+			}
+		}
+	}()
+	if err := n.takePrivileged(control); err != nil {
+		return nil, err
+	}
+	for range 2 {
+		fd, err := askOnce(control, holder.Request{Op: holder.OpServe})
+		if err != nil {
+			return nil, fmt.Errorf("starting a holder of the network namespace: %w", err)
+		}
+		if err := n.addServer(fd[0]); err != nil {
+			return nil, fmt.Errorf("starting a holder of the network namespace: %w", err)
+		}
+	}
+	return n, nil
+}
+
+// takePrivileged takes what only the first holder can give.
+func (n *namespace) takePrivileged(control *net.UnixConn) error {
+	fds, err := askOnce(control, holder.Request{Op: holder.OpSocket, Domain: unix.AF_NETLINK, Type: unix.SOCK_RAW, Protocol: unix.NETLINK_ROUTE})
+	if err != nil {
+		return fmt.Errorf("making a netlink socket: %w", err)
+	}
+	if n.netlink, err = newNetlinkConn(fds[0]); err != nil {
+		return err
+	}
+	fd4, err := askOnce(control, holder.Request{Op: holder.OpSocket, Domain: unix.AF_INET, Type: unix.SOCK_RAW, Protocol: unix.IPPROTO_ICMP})
+	if err != nil {
+		return fmt.Errorf("making a raw socket: %w", err)
+	}
+	fd6, err := askOnce(control, holder.Request{Op: holder.OpSocket, Domain: unix.AF_INET6, Type: unix.SOCK_RAW, Protocol: unix.IPPROTO_ICMPV6})
+	if err != nil {
+		fd6 = []int{-1} // a kernel without IPv6
+	}
+	if n.pinger, err = newPinger(fd4[0], fd6[0]); err != nil {
+		return err
+	}
+	fds, err = askOnce(control, holder.Request{Op: holder.OpTUN})
+	if err != nil {
+		return explainTUN(err)
+	}
+	sockets, err := askOnce(control, holder.Request{Op: holder.OpSocket, Domain: unix.AF_INET, Type: unix.SOCK_DGRAM})
+	if err != nil {
+		unix.Close(fds[0])
+		return fmt.Errorf("making a socket: %w", err)
+	}
+	defer unix.Close(sockets[0])
+	n.tun, n.index, err = openTUN(fds[0], sockets[0])
+	return err
+}
+
+// openTUN makes the TUN of an open /dev/net/tun, which it takes over, with the
+// help of any socket of the namespace.
+func openTUN(fd, socket int) (tun *os.File, index uint32, err error) {
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	request, err := unix.NewIfreq(deviceName)
+	if err != nil {
+		return nil, 0, err
+	}
+	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+		return nil, 0, fmt.Errorf("making a TUN: %w", err)
+	}
+	const offloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads); err != nil {
+		return nil, 0, fmt.Errorf("turning on the TUN's offloads: %w", err)
+	}
+	if err := unix.IoctlIfreq(socket, unix.SIOCGIFINDEX, request); err != nil {
+		return nil, 0, fmt.Errorf("asking for the TUN's index: %w", err)
+	}
+	// The descriptor does not block, so reads wait in Go's poller.
+	return os.NewFile(uintptr(fd), "/dev/net/tun"), request.Uint32(), nil
+}
+
+// addServer takes over a new holder's control socket.
+func (n *namespace) addServer(fd int) error {
+	s, err := newServer(fd)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		s.end()
+		return net.ErrClosed
+	}
+	n.filtered = s.confined
+	n.servers = append(n.servers, s)
+	n.watching.Go(func() { n.watch(s) })
+	return nil
+}
+
+// watch waits for a server's end and sees to a successor.
+func (n *namespace) watch(s *server) {
+	<-s.ended
+	s.end()
+	n.mu.Lock()
+	n.servers = slices.DeleteFunc(n.servers, func(other *server) bool { return other == s })
+	left, closed := slices.Clone(n.servers), n.closed
+	n.mu.Unlock()
+	if closed {
+		return
+	}
+	for _, other := range left {
+		fds, err := other.ask(holder.Request{Op: holder.OpServe}, 1)
+		if err == nil {
+			err = n.addServer(fds[0])
+		}
+		if err == nil {
+			n.logger.Warn("a process that holds the tunnel's network namespace has died; its partner has started another", zap.Int("pid", s.pid))
+			return
+		}
+		if !errors.Is(err, net.ErrClosed) {
+			n.logger.Warn("a process that holds the tunnel's network namespace has died, and its partner cannot start another", zap.Int("pid", s.pid), zap.Error(err))
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.servers) == 0 && !n.closed && !n.isLost {
+		n.isLost = true
+		close(n.lost)
+	}
+}
+
+// sockets makes blank sockets, at least one.
+func (n *namespace) sockets(domain, kind, count int) ([]int, error) {
+	request := holder.Request{Op: holder.OpSocket, Domain: int32(domain), Type: int32(kind), Count: uint32(count)}
+	n.mu.Lock()
+	servers, closed := slices.Clone(n.servers), n.closed
+	n.mu.Unlock()
+	if closed {
+		return nil, net.ErrClosed
+	}
+	err := error(errLost)
+	for _, s := range servers {
+		var fds []int
+		if fds, err = s.ask(request, 1); err == nil {
+			return fds, nil
+		}
+	}
+	return nil, err
+}
+
+// close ends the holders and waits until they are gone. The TUN and with it
+// the namespace's last user is left to the device.
+func (n *namespace) close() {
+	n.mu.Lock()
+	n.closed = true
+	servers := slices.Clone(n.servers)
+	n.mu.Unlock()
+	// Each is seen off by who watches it.
+	for _, s := range servers {
+		s.hangUp()
+	}
+	n.watching.Wait()
+	if n.netlink != nil {
+		n.netlink.Close()
+	}
+	if n.pinger != nil {
+		n.pinger.close()
+	}
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}

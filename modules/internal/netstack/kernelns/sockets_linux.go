@@ -1,0 +1,185 @@
+package kernelns
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
+)
+
+// unsentMax is how many bytes that TCP has not sent yet a connection takes
+// (TCP_NOTSENT_LOWAT). What has been sent is bounded by the path; more than
+// this on top would only wait here, in front of everything that the client
+// does next. It covers what the slowest wake-up of a busy machine takes at a
+// gigabit per second, 2 ms.
+const unsentMax = 256 << 10
+
+// openSockets are a stack's sockets, which end with it.
+type openSockets struct {
+	mu        sync.Mutex
+	conns     map[*tcpConn]struct{}
+	datagrams map[*udpConn]struct{}
+	listeners map[*tcpListener]struct{}
+	closed    bool
+}
+
+// tcpConn is a connection of the namespace. It is a *net.TCPConn in all, and
+// so can be spliced.
+type tcpConn struct {
+	*net.TCPConn
+	open   *openSockets
+	client *clientRef
+	once   sync.Once
+}
+
+// udpConn is a UDP socket of the namespace.
+type udpConn struct {
+	*net.UDPConn
+	open      *openSockets
+	client    *clientRef
+	connected bool
+	once      sync.Once
+}
+
+// clientRef is a socket's share in a client's address; nil is none.
+type clientRef struct {
+	clients *clients
+	address netip.Addr
+}
+
+func (r *clientRef) leave() {
+	if r != nil {
+		r.clients.leave(r.address)
+	}
+}
+
+func (o *openSockets) addTCP(conn *net.TCPConn, client *clientRef) (*tcpConn, error) {
+	c := &tcpConn{TCPConn: conn, open: o, client: client}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return nil, net.ErrClosed
+	}
+	if o.conns == nil {
+		o.conns = make(map[*tcpConn]struct{})
+	}
+	o.conns[c] = struct{}{}
+	return c, nil
+}
+
+func (o *openSockets) addUDP(conn *net.UDPConn, client *clientRef) (*udpConn, error) {
+	c := &udpConn{UDPConn: conn, open: o, client: client, connected: conn.RemoteAddr() != nil}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return nil, net.ErrClosed
+	}
+	if o.datagrams == nil {
+		o.datagrams = make(map[*udpConn]struct{})
+	}
+	o.datagrams[c] = struct{}{}
+	return c, nil
+}
+
+// Close closes the connection.
+func (c *tcpConn) Close() error {
+	c.once.Do(func() {
+		c.open.mu.Lock()
+		delete(c.open.conns, c)
+		c.open.mu.Unlock()
+		defer c.client.leave()
+	})
+	return c.TCPConn.Close()
+}
+
+// WriteTo sends a datagram to an address. Go does not know of a socket that it
+// has not connected itself that it is connected.
+func (c *udpConn) WriteTo(b []byte, to net.Addr) (int, error) {
+	if c.connected {
+		return 0, opError("write", "udp", c.LocalAddr(), to, net.ErrWriteToConnected)
+	}
+	return c.UDPConn.WriteTo(b, to)
+}
+
+// Close closes the socket.
+func (c *udpConn) Close() error {
+	c.once.Do(func() {
+		c.open.mu.Lock()
+		delete(c.open.datagrams, c)
+		c.open.mu.Unlock()
+		defer c.client.leave()
+	})
+	return c.UDPConn.Close()
+}
+
+// resetAll resets every connection and closes every UDP socket.
+func (o *openSockets) resetAll() {
+	o.mu.Lock()
+	conns, datagrams := o.conns, o.datagrams
+	o.conns, o.datagrams = nil, nil
+	o.mu.Unlock()
+	for c := range conns {
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	}
+	for c := range datagrams {
+		_ = c.Close()
+	}
+}
+
+// close ends all sockets, and lets none be added.
+func (o *openSockets) close() {
+	o.mu.Lock()
+	o.closed = true
+	listeners := o.listeners
+	o.listeners = nil
+	o.mu.Unlock()
+	// First, or they would accept more.
+	for l := range listeners {
+		_ = l.Close()
+	}
+	o.resetAll()
+}
+
+// sockaddr is the kernel's form of an address.
+func sockaddr(address netip.AddrPort, domain int) unix.Sockaddr {
+	if domain == unix.AF_INET {
+		sa := &unix.SockaddrInet4{Port: int(address.Port())}
+		if address.Addr().IsValid() {
+			sa.Addr = address.Addr().As4()
+		}
+		return sa
+	}
+	sa := &unix.SockaddrInet6{Port: int(address.Port())}
+	if address.Addr().IsValid() {
+		sa.Addr = address.Addr().As16()
+	}
+	return sa
+}
+
+// opError makes the error of a socket operation. A nil err stays nil.
+func opError(op, network string, source, addr net.Addr, err error) error {
+	if err == nil {
+		return nil
+	}
+	var known *net.OpError
+	if errors.As(err, &known) {
+		return err
+	}
+	if number, ok := err.(unix.Errno); ok {
+		err = os.NewSyscallError(op, number)
+	}
+	return &net.OpError{Op: op, Net: network, Source: source, Addr: addr, Err: err}
+}
+
+// Interface guards
+var (
+	_ netstack.TCPConn     = (*tcpConn)(nil)
+	_ netstack.UDPConn     = (*udpConn)(nil)
+	_ netstack.TCPListener = (*tcpListener)(nil)
+)

@@ -1,0 +1,236 @@
+package kernelns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
+)
+
+// flushTimeout bounds how long Close waits for the last resets to be read from
+// the device.
+const flushTimeout = 250 * time.Millisecond
+
+// Stack is the kernel's stack in a namespace of its own, behind a device. Make
+// one with New.
+type Stack struct {
+	logger *zap.Logger
+	device *device
+	open   openSockets
+
+	addresses atomic.Pointer[[]netip.Prefix]
+	place     atomic.Pointer[place]
+
+	// mu serializes changes.
+	mu      sync.Mutex
+	wanted  wanted
+	closed  bool
+	tending sync.WaitGroup
+
+	// life ends when Close begins.
+	life context.Context
+	end  context.CancelFunc
+
+	closeOnce sync.Once
+}
+
+// New makes a stack and its device. Nothing flows until somebody reads and
+// writes the device. The error says why this host cannot have one.
+func New(config Config) (netstack.Stack, error) {
+	s, err := newStack(config)
+	if err != nil {
+		return nil, fmt.Errorf("creating kernel stack %q: %w", config.Name, err)
+	}
+	return s, nil
+}
+
+func newStack(config Config) (*Stack, error) {
+	if err := netstack.CheckMTU(config.MTU); err != nil {
+		return nil, err
+	}
+	if err := netstack.CheckAddresses(config.Addresses); err != nil {
+		return nil, err
+	}
+	s := &Stack{logger: config.Logger}
+	s.life, s.end = context.WithCancel(context.Background())
+	if s.logger == nil {
+		s.logger = zap.NewNop()
+	}
+	addresses := slices.Clone(config.Addresses)
+	s.wanted = wanted{mtu: config.MTU, addresses: addresses}
+	s.addresses.Store(&addresses)
+	s.device = newDevice(config.Name, config.MTU, s.Close)
+	if err := s.move(config.CongestionControl); err != nil {
+		s.end()
+		s.device.events.Close()
+		return nil, err
+	}
+	s.tending.Go(s.tend)
+	return s, nil
+}
+
+// move makes a new place and leaves the former, if there is one.
+func (s *Stack) move(congestion string) error {
+	p, err := newPlace(s.wanted, s.logger)
+	if err != nil {
+		return err
+	}
+	s.wanted.congestion = congestionOf(p.stocks.tcp4, congestion, s.logger)
+	if s.wanted.congestion != "" {
+		err = p.set(s.wanted)
+	}
+	var tun *tunFile
+	if err == nil {
+		tun, err = newTUNFile(p.tun)
+	}
+	if err != nil {
+		p.close()
+		p.tun.Close()
+		return err
+	}
+	if former := s.place.Swap(p); former != nil {
+		former.close()
+	}
+	s.device.use(tun)
+	return nil
+}
+
+// tend replaces a namespace that nothing can make sockets in any more.
+func (s *Stack) tend() {
+	for {
+		select {
+		case <-s.life.Done():
+			return
+		case <-s.place.Load().lost:
+		}
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return
+		}
+		s.logger.Error("all processes that hold the tunnel's network namespace have died at once; making another, and resetting the connections of the old one")
+		s.open.resetAll()
+		err := s.move(s.wanted.congestion)
+		if err == nil {
+			s.open.listenAgain(s.place.Load())
+		}
+		s.mu.Unlock()
+		if err == nil {
+			continue
+		}
+		s.logger.Error("making the tunnel's network namespace anew; trying again in a second", zap.Error(err))
+		select {
+		case <-s.life.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// Device is the TUN for wireguard-go.
+func (s *Stack) Device() tun.Device { return s.device }
+
+// Kind is "kernel".
+func (s *Stack) Kind() string { return "kernel" }
+
+// SetAddresses replaces the own addresses. Either all of them are usable and
+// taken, or none is.
+func (s *Stack) SetAddresses(addresses []netip.Prefix) error {
+	if err := netstack.CheckAddresses(addresses); err != nil {
+		return fmt.Errorf("setting addresses: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.wanted
+	next.addresses = slices.Clone(addresses)
+	if err := s.change(next); err != nil {
+		return fmt.Errorf("setting addresses: %w", err)
+	}
+	s.addresses.Store(&next.addresses)
+	return nil
+}
+
+// SetMTU changes the size of the largest packet. Open connections go on; what
+// they send is cut to the new size.
+func (s *Stack) SetMTU(mtu int) error {
+	if err := netstack.CheckMTU(mtu); err != nil {
+		return fmt.Errorf("setting MTU: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.wanted
+	next.mtu = mtu
+	if err := s.change(next); err != nil {
+		return fmt.Errorf("setting MTU: %w", err)
+	}
+	s.device.setMTU(mtu)
+	return nil
+}
+
+// SetCongestionControl changes how new connections send TCP; "" is bbr where
+// the kernel has it.
+func (s *Stack) SetCongestionControl(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.wanted
+	next.congestion = congestionOf(s.place.Load().stocks.tcp4, name, s.logger)
+	if err := s.change(next); err != nil {
+		return fmt.Errorf("setting congestion control: %w", err)
+	}
+	return nil
+}
+
+// change makes the place like next. If that fails it is as it was. s.mu is
+// held.
+func (s *Stack) change(next wanted) error {
+	if s.closed {
+		return net.ErrClosed
+	}
+	p := s.place.Load()
+	if err := p.set(next); err != nil {
+		return errors.Join(err, p.set(s.wanted))
+	}
+	s.wanted = next
+	return nil
+}
+
+// CongestionControl is how new connections send TCP, "" for the kernel's
+// default.
+func (s *Stack) CongestionControl() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wanted.congestion
+}
+
+// Close resets every connection, lets the resets leave if the device is read,
+// closes every listener and the device, ends the holders, and waits until
+// nothing runs any more.
+func (s *Stack) Close() error {
+	s.closeOnce.Do(func() {
+		s.end()
+		s.mu.Lock()
+		s.closed = true
+		s.mu.Unlock()
+		s.tending.Wait()
+
+		s.open.close()
+		deadline := time.Now().Add(flushTimeout)
+		for !s.device.drained() && time.Now().Before(deadline) {
+			time.Sleep(time.Millisecond)
+		}
+		s.device.use(nil)
+		s.place.Load().close()
+		s.device.events.Close()
+	})
+	return nil
+}
