@@ -9,6 +9,7 @@ import (
 	_ "github.com/mholt/caddy-l4"
 
 	_ "github.com/homeward-relay/homeward/modules/combinedlog"
+	_ "github.com/homeward-relay/homeward/modules/congestion"
 	_ "github.com/homeward-relay/homeward/modules/l4wireguard"
 	_ "github.com/homeward-relay/homeward/modules/wgtransport"
 	_ "github.com/homeward-relay/homeward/modules/wireguard"

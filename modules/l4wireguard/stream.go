@@ -22,6 +22,7 @@ var homeKeepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interva
 // handleStream relays a TCP connection. It returns no error, which the server
 // would log a second time.
 func (h *Handler) handleStream(cx *layer4.Connection) error {
+	h.tunePublic(cx)
 	down := &client{Connection: cx}
 	line := h.line("tcp", cx)
 
