@@ -107,3 +107,37 @@ func BenchmarkVerify(b *testing.B) {
 func perGiB(b *testing.B, size int) {
 	b.ReportMetric(b.Elapsed().Seconds()/float64(b.N)/float64(size)*(1<<30), "CPU-s/GiB")
 }
+
+// TestAllocatesNothing keeps what the benchmarks show: nothing is allocated for
+// a frame or a batch once the first has passed.
+func TestAllocatesNothing(t *testing.T) {
+	s, unit := superpacket(false)
+	frame, batch := s.superframe(unit), s.cut(unit)
+	original := bytes.Clone(frame)
+	var cutter Segmenter
+	var joiner Coalescer
+	out := make([]byte, 2048)
+	write := func([][]byte) error { return nil }
+	for name, f := range map[string]func(){
+		"segmenter": func() {
+			copy(frame, original)
+			if err := cutter.Start(frame, 1420); err != nil {
+				t.Error(err)
+			}
+			for cutter.Active() {
+				cutter.Next(out)
+			}
+		},
+		"coalescer": func() {
+			for _, packet := range batch {
+				joiner.Add(packet)
+			}
+			joiner.Frames(write)
+			joiner.Reset()
+		},
+	} {
+		if n := testing.AllocsPerRun(20, f); n != 0 {
+			t.Errorf("the %s allocates %v times", name, n)
+		}
+	}
+}

@@ -29,7 +29,10 @@ const (
 //
 // The kernel does not look at the checksum of a joined segment, so segments
 // are joined only after a look at theirs. One whose checksum is wrong passes
-// alone, for the kernel to drop and to count.
+// alone, for the kernel to drop and to count. WireGuard has authenticated each
+// packet on its way through the tunnel, but only the sender's checksum covers
+// the way to the tunnel's other end, and the look costs about 0.05 CPU
+// seconds per GiB.
 type Coalescer struct {
 	packets []held
 	frames  []frame

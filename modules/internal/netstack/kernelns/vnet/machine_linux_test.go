@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -74,11 +75,34 @@ func (m *machine) setUp(mtu int, addresses []string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("setting up the TUN: %w: %s", err, out)
 	}
+	for _, address := range addresses {
+		if prefix := netip.MustParsePrefix(address); prefix.Addr().Is6() {
+			if err := waitForRoute(prefix.Addr()); err != nil {
+				return err
+			}
+		}
+	}
 	// What both ends agree on, the sender marks as able to carry ECN.
 	if err := os.WriteFile("/proc/sys/net/ipv4/tcp_ecn", []byte("1"), 0); err != nil {
 		return fmt.Errorf("switching ECN on: %w", err)
 	}
 	return nil
+}
+
+// waitForRoute waits until the thread's namespace takes packets to an address
+// of its own: the kernel makes the route of one of IPv6 in the background.
+func waitForRoute(address netip.Addr) error {
+	route := fmt.Sprintf("%x 80 ", address.AsSlice())
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		routes, err := os.ReadFile("/proc/thread-self/net/ipv6_route")
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(routes), route) {
+			return nil
+		}
+	}
+	return fmt.Errorf("waiting for a route to %s: there is none", address)
 }
 
 // offload lets the kernel send superpackets of TCP and of what more says.

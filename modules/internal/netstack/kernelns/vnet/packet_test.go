@@ -190,11 +190,11 @@ func frames(t testing.TB, packets [][]byte) [][]byte {
 }
 
 func randomBytes(random *rand.Rand, n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(random.Uint32())
+	b := make([]byte, 0, n+8)
+	for len(b) < n {
+		b = binary.NativeEndian.AppendUint64(b, random.Uint64())
 	}
-	return b
+	return b[:n:n]
 }
 
 // same fails the test unless the packets are those wanted.
