@@ -23,7 +23,7 @@ func TestChild(t *testing.T) {
 	if os.Getenv(childEnv) == "" {
 		return
 	}
-	w := NewWorld(t, customaryTCP)
+	w := NewWorld(t, customaryTCP, false)
 	direct{}.Start(t, w)
 	input := bufio.NewScanner(os.Stdin)
 	for input.Scan() {

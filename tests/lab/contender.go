@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,12 +70,13 @@ const (
 	askPort      = 7007 // TCP: whatever is sent comes back
 	uploadPort   = 7008 // TCP: an upload and its sum
 	datagramPort = 7009 // UDP: whatever is sent comes back
+	streamPort   = 7010 // TCP: takes or sends without end
 	webPort      = 443  // HTTPS
 )
 
 var (
 	// Ports are those of TCP.
-	Ports = []int{bulkPort, askPort, uploadPort, webPort}
+	Ports = []int{bulkPort, askPort, uploadPort, streamPort, webPort}
 
 	// UDPPorts are those of UDP.
 	UDPPorts = []int{datagramPort}
@@ -94,8 +96,12 @@ var goodLine = line.Impairment{Rate: 500e6, Delay: line.Duration(2 * time.Millis
 type World struct {
 	*testnet.Internet
 
-	// Line's direction AtoB is the one to home.
+	// Line's direction AtoB is the one to home. It is nil where there is a
+	// cable instead.
 	Line *line.Line
+
+	// taken is what home's stream service has taken, in bytes.
+	taken atomic.Int64
 
 	// ca is whom clients trust, and a relay that has a reverse proxy.
 	ca *testnet.CA
@@ -111,11 +117,28 @@ type World struct {
 // one does.
 const customaryTCP = "cubic"
 
-// NewWorld makes a world with a good line. Home has the services that traffic
+// NewWorld makes a world with a good line, or a cable. Home has the services that traffic
 // needs, on all of its addresses.
-func NewWorld(t testing.TB, congestionControl string) *World {
+func NewWorld(t testing.TB, congestionControl string, cable bool) *World {
 	t.Helper()
 	w := &World{congestionControl: congestionControl, routerIP: testnet.RouterIP}
+	if cable {
+		w.Internet = testnet.NewInternet(t)
+	} else {
+		w.connect(t)
+	}
+	for _, host := range w.hosts() {
+		// What a host learned from a bad line would slow down the next run.
+		host.Sysctl(t, "net.ipv4.tcp_no_metrics_save", "1")
+	}
+	w.useCongestionControl(t)
+	w.startServices(t)
+	return w
+}
+
+// connect makes the internet with a good line in it.
+func (w *World) connect(t testing.TB) {
+	t.Helper()
 	w.Internet = testnet.NewInternetOver(t, func(t testing.TB, router *testnet.Namespace, eth string, core *testnet.Namespace, name string) {
 		var err error
 		w.Line, err = line.New(line.Config{
@@ -134,13 +157,6 @@ func NewWorld(t testing.TB, congestionControl string) *World {
 			}
 		})
 	})
-	for _, host := range w.hosts() {
-		// What a host learned from a bad line would slow down the next run.
-		host.Sysctl(t, "net.ipv4.tcp_no_metrics_save", "1")
-	}
-	w.useCongestionControl(t)
-	w.startServices(t)
-	return w
 }
 
 func (w *World) hosts() []*testnet.Namespace {

@@ -12,6 +12,7 @@ import (
 // kinds are what a traffic can be: each measures once.
 var kinds = map[string]func(*run, context.Context) (*result, error){
 	kindBulk:     (*run).bulk,
+	kindMany:     (*run).many,
 	kindRequests: (*run).requests,
 	kindPing:     (*run).ping,
 	kindRecovery: (*run).recovery,
@@ -26,6 +27,7 @@ var kinds = map[string]func(*run, context.Context) (*result, error){
 
 const (
 	kindBulk     = "bulk"
+	kindMany     = "many"
 	kindRequests = "requests"
 	kindPing     = "ping"
 	kindRecovery = "recovery"
@@ -95,6 +97,7 @@ func (w *World) startServices(t testing.TB) {
 	w.startEcho(t)
 	w.startWeb(t)
 	w.startUpload(t)
+	w.startStreams(t)
 	w.startDatagrams(t)
 }
 

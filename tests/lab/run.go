@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/homeward-relay/homeward/tests/lab/line"
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
@@ -30,6 +31,9 @@ type entry struct {
 	world     *World
 	running   Running
 	scope     *scope
+
+	// cable is whether its world has a cable in place of the line.
+	cable bool
 
 	// t is the test of all scenarios, which worlds outlive one of.
 	t testing.TB
@@ -74,7 +78,7 @@ func (e *entry) start() error {
 	if contender, ok := e.contender.(tuned); ok {
 		congestionControl = contender.CongestionControl()
 	}
-	e.world = NewWorld(e.scope, congestionControl)
+	e.world = NewWorld(e.scope, congestionControl, e.cable)
 	e.running = e.contender.Start(e.scope, e.world)
 	e.world.useCongestionControl(e.scope)
 	return e.world.Reachable(e.t.Context(), reachableWithin)
@@ -97,11 +101,25 @@ func (e *entry) ready(t testing.TB) error {
 	return e.start()
 }
 
+// use puts the contender into a world with a cable or with a line.
+func (e *entry) use(cable bool) error {
+	if e.cable == cable {
+		return nil
+	}
+	e.cable = cable
+	return e.start()
+}
+
 // Run measures a scenario and calls sink with each sample. The contenders take
 // turns, and each round begins with another one.
 func Run(t testing.TB, scenario *Scenario, entries []*entry, rounds int, sink func(Sample)) {
 	t.Helper()
 	entries = slices.DeleteFunc(slices.Clone(entries), func(e *entry) bool { return e.world == nil })
+	for _, e := range entries {
+		if err := e.use(scenario.Cable); err != nil {
+			t.Fatalf("%s: %v", e.contender.Name(), err)
+		}
+	}
 	for _, variant := range scenario.Variants {
 		for round := range rounds {
 			for i := range scenario.Traffic {
@@ -138,7 +156,7 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 		return nil, err
 	}
 	e.last = strings.Join([]string{scenario.Name, variant.Name, traffic.Name}, "/")
-	if err := errors.Join(e.world.forgetPaths(), e.world.Line.Restart(down, up, seed)); err != nil {
+	if err := errors.Join(e.world.forgetPaths(), e.world.restartLine(down, up, seed)); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -154,8 +172,8 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 	r, err := (&run{World: e.world, running: e.running, traffic: traffic, seed: seed, healed: healed}).measure(ctx)
 	relaySpent, homeSpent := cpu(t, e.running.Relay)-relayBefore, cpu(t, e.running.Home)-homeBefore
 	cancel()
-	toHome, fromHome, countErr := e.world.Line.Counters()
-	if err := errors.Join(err, <-faults, countErr, e.world.Line.Change(goodLine, goodLine)); err != nil {
+	lineDropped, lineErr := e.world.endLine()
+	if err := errors.Join(err, <-faults, lineErr); err != nil {
 		return nil, err
 	}
 	if gib := r.metrics[metricBytes] / (1 << 30); gib > 0 {
@@ -174,8 +192,27 @@ func (e *entry) measure(t testing.TB, scenario *Scenario, variant Variant, traff
 		return nil, err
 	}
 	r.metrics[metricHostDropped] = dropped - droppedBefore
-	r.metrics[metricDropped] = float64(toHome.Dropped + fromHome.Dropped)
+	if e.world.Line != nil {
+		r.metrics[metricDropped] = lineDropped
+	}
 	return r, nil
+}
+
+// restartLine makes the line what a measurement wants.
+func (w *World) restartLine(down, up line.Impairment, seed uint64) error {
+	if w.Line == nil {
+		return nil
+	}
+	return w.Line.Restart(down, up, seed)
+}
+
+// endLine makes the line a good one again and returns what it has dropped.
+func (w *World) endLine() (dropped float64, err error) {
+	if w.Line == nil {
+		return 0, nil
+	}
+	toHome, fromHome, err := w.Line.Counters()
+	return float64(toHome.Dropped + fromHome.Dropped), errors.Join(err, w.Line.Change(goodLine, goodLine))
 }
 
 // faults does to the line and the router what the scenario says, until ctx is

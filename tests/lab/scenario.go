@@ -30,6 +30,10 @@ type Scenario struct {
 	Down line.Impairment `json:"down"`
 	Up   line.Impairment `json:"up"`
 
+	// Cable says that there is no line but a cable, as fast as the machine is:
+	// what is measured is the relay.
+	Cable bool `json:"cable,omitempty"`
+
 	// Variants are the scenario again with parts of the line changed. With
 	// none there is one, without a name.
 	Variants []Variant `json:"variants,omitempty"`
@@ -80,7 +84,8 @@ type Traffic struct {
 	// Name is the column's in tables.
 	Name string `json:"name"`
 
-	// Kind is bulk (TCP streams by iperf3: throughput), requests (many small
+	// Kind is bulk (TCP streams by iperf3: throughput), many (TCP streams by
+	// the hundred, all busy: throughput), requests (many small
 	// requests on connections of their own: latency), ping (a byte to home
 	// and back on one connection: latency), recovery (how long after the last
 	// fault an idle connection and a new one bring an answer), upload (data of
@@ -96,7 +101,7 @@ type Traffic struct {
 	// Default: client.
 	From string `json:"from,omitempty"`
 
-	// Streams of a bulk transfer. Default: 1.
+	// Streams of a bulk transfer, or of many. Default: 1.
 	Streams int `json:"streams,omitempty"`
 
 	// Seconds that it runs; an upload takes what it takes, and recovery has
@@ -162,6 +167,9 @@ func (s *Scenario) complete() error {
 		s.Variants = []Variant{{}}
 	}
 	errs := []error{s.Down.Check(), s.Up.Check()}
+	if s.Cable && (s.Down != line.Impairment{} || s.Up != line.Impairment{} || len(s.Faults) > 0) {
+		errs = append(errs, errors.New("a cable has neither down nor up nor faults"))
+	}
 	if len(s.Traffic) == 0 {
 		errs = append(errs, errors.New("it has no traffic"))
 	}
