@@ -2,6 +2,7 @@ package holder
 
 import (
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"syscall"
 
@@ -25,6 +26,9 @@ func init() {
 	if len(os.Args) != 2 || os.Args[0] != name {
 		return
 	}
+	// What a service manager or a terminal sends to every process of a service
+	// reaches a holder before the program that still needs it has ended.
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
 	// It answers a question now and then and keeps nothing.
 	debug.SetGCPercent(-1)
 	switch os.Args[1] {

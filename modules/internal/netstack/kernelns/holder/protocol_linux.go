@@ -17,7 +17,7 @@
 //     gone: nothing can enter the namespace from outside again.
 //
 // Each ends when the other side of its control socket is closed, which the
-// kernel sees to however that process ends.
+// kernel sees to however that process ends, and not by a signal that asks it to.
 package holder
 
 import (

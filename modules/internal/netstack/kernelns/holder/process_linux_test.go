@@ -1,0 +1,91 @@
+package holder
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestOnlyEndOfFileEnds sends both roles every signal that asks a process to
+// end. They end when their control socket is closed.
+func TestOnlyEndOfFileEnds(t *testing.T) {
+	cmd, control, end, err := Command(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	err = cmd.Start()
+	end.Close()
+	if err != nil {
+		t.Skip("left out: no user namespaces here: ", err)
+	}
+	ask := func(request Request) (Reply, []int) {
+		t.Helper()
+		if err := Ask(control, request); err != nil {
+			t.Fatal(err)
+		}
+		reply, fds, err := Receive(control)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reply.Errno != 0 {
+			t.Fatal(reply.Errno)
+		}
+		return reply, fds
+	}
+	socket := Request{Op: OpSocket, Domain: unix.AF_INET, Type: unix.SOCK_STREAM}
+	_, fds := ask(socket)
+	closeAll(fds)
+	bombard(t, cmd.Process.Pid)
+	_, fds = ask(Request{Op: OpServe})
+	setup := control
+
+	if control, err = Control(fds[0]); err != nil {
+		t.Fatal(err)
+	}
+	hello, _, err := Receive(control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bombard(t, int(hello.PID))
+	_, fds = ask(socket)
+	closeAll(fds)
+
+	for _, c := range []interface{ Close() error }{setup, control} {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("setup ended with %v", err)
+	}
+}
+
+// bombard sends a process the signals that it is to ignore. Whether it does is
+// read from what the kernel knows of it, since a signal may take its time.
+func bombard(t *testing.T, pid int) {
+	t.Helper()
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(status), "SigIgn:\t")
+	word, _, _ := strings.Cut(after, "\n")
+	ignored, err := strconv.ParseUint(word, 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, signal := range []syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT} {
+		if ignored&(1<<(signal-1)) == 0 {
+			t.Errorf("process %d does not ignore %v", pid, signal)
+		}
+		if err := unix.Kill(pid, signal); err != nil {
+			t.Error(err)
+		}
+	}
+}
