@@ -13,3 +13,5 @@ func newStack(config stacktest.Config) (netstack.Stack, error) {
 }
 
 func TestConformance(t *testing.T) { stacktest.Run(t, newStack) }
+
+func BenchmarkDial(b *testing.B) { stacktest.BenchmarkDial(b, newStack) }

@@ -12,6 +12,10 @@ import (
 	"github.com/homeward-relay/homeward/modules/internal/netstack/stacktest"
 )
 
+func newStack(config stacktest.Config) (netstack.Stack, error) {
+	return kernelns.New(kernelns.Config{Name: config.Name, MTU: config.MTU, Addresses: config.Addresses})
+}
+
 // nobody has no file and no capability.
 const nobody = 65534
 
@@ -22,9 +26,7 @@ func TestConformance(t *testing.T) {
 		runAsNobody(t)
 		return
 	}
-	stacktest.Run(t, func(config stacktest.Config) (netstack.Stack, error) {
-		return kernelns.New(kernelns.Config{Name: config.Name, MTU: config.MTU, Addresses: config.Addresses})
-	})
+	stacktest.Run(t, newStack)
 }
 
 // TestRoot is for one who runs Caddy as root.
@@ -59,3 +61,5 @@ func runAsNobody(t *testing.T) {
 		t.Errorf("as nobody: %v", err)
 	}
 }
+
+func BenchmarkDial(b *testing.B) { stacktest.BenchmarkDial(b, newStack) }
