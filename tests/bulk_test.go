@@ -61,14 +61,20 @@ func TestBulkTCP(t *testing.T) {
 	w := newWorld(t)
 	services.Hasher(t, w.Home, ":7001", 2, bulk)
 	w.start(t, w.ports(t))
+	bulkTCP(t, w, bulk)
+}
 
+// bulkTCP sends size bytes home and gets as many back, from a hasher on port
+// 7001 with seed 2.
+func bulkTCP(t *testing.T, w *world, size int64) {
+	t.Helper()
 	conn, err := w.Client.Dial(t.Context(), "tcp", testnet.Endpoint+":7001")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(2 * time.Minute))
-	up := services.NewStream(1, bulk)
+	up := services.NewStream(1, size)
 	if _, err := io.Copy(conn, up); err != nil {
 		t.Fatal(err)
 	}
@@ -78,15 +84,15 @@ func TestBulkTCP(t *testing.T) {
 	}
 	reader := bufio.NewReaderSize(conn, 1<<16)
 	answer, err := reader.ReadString('\n')
-	if want := fmt.Sprintf("%s %d\n", up.Sum(), bulk); answer != want || err != nil {
+	if want := fmt.Sprintf("%s %d\n", up.Sum(), size); answer != want || err != nil {
 		t.Fatalf("home got %q (%v), want %q", answer, err, want)
 	}
-	got, size, err := services.SumReader(reader)
-	want := services.NewStream(2, bulk)
+	got, received, err := services.SumReader(reader)
+	want := services.NewStream(2, size)
 	if _, err := io.Copy(io.Discard, want); err != nil {
 		t.Fatal(err)
 	}
-	if got != want.Sum() || size != bulk || err != nil {
-		t.Errorf("the download has %d bytes and hash %s (%v), want %d and %s", size, got, err, bulk, want.Sum())
+	if got != want.Sum() || received != size || err != nil {
+		t.Errorf("the download has %d bytes and hash %s (%v), want %d and %s", received, got, err, size, want.Sum())
 	}
 }
