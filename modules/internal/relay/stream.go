@@ -15,7 +15,7 @@ type Stream struct {
 	client, upstream Conn
 	idle             time.Duration
 
-	sent, received atomic.Uint64
+	sent, received, spliced atomic.Uint64
 
 	// touched is when the last byte moved, in nanoseconds since started. It
 	// is only kept when there is an idle timeout.
@@ -68,6 +68,7 @@ func (s *Stream) Run() Result {
 	_ = s.upstream.Close()
 
 	result.Sent, result.Received = s.Counts()
+	result.Spliced = s.spliced.Load()
 	result.Duration = time.Since(s.started)
 	return result
 }
@@ -80,14 +81,8 @@ func (s *Stream) Counts() (sent, received uint64) { return s.sent.Load(), s.rece
 func (s *Stream) Abort(reason Reason) { s.fail(reason, nil) }
 
 // half copies from src to dst until src ends, and passes the end on.
-//
-// This is where a splice loop belongs once both ends are kernel sockets: it
-// takes the place of pump for a pair of *net.TCPConns, with pipes from a
-// bounded pool that are held only while bytes are in them. (io.Copy splices
-// too, but holds a 1 MiB pipe per idle direction and so uses up the user's
-// pipe quota at some 32 connections.)
 func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
-	readErr, writeErr := s.pump(dst, src, count)
+	readErr, writeErr := s.move(dst, src, count)
 	switch {
 	case writeErr != nil:
 		s.fail(to.reason(writeErr), writeErr)
@@ -98,7 +93,7 @@ func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
 	}
 }
 
-// pump copies until src ends, which is no error, or one of them fails.
+// pump is move for connections that cannot be spliced.
 func (s *Stream) pump(dst, src Conn, count *atomic.Uint64) (readErr, writeErr error) {
 	small := smallBuffers.Get()
 	defer smallBuffers.Put(small)
@@ -117,23 +112,12 @@ func (s *Stream) pump(dst, src Conn, count *atomic.Uint64) (readErr, writeErr er
 		n, err := src.Read(buf)
 		if n > 0 {
 			s.touch()
-			w, werr := dst.Write(buf[:n])
-			if w > 0 {
-				count.Add(uint64(w))
-				s.touch()
-			}
-			if werr == nil && w < n {
-				werr = io.ErrShortWrite
-			}
-			if werr != nil {
-				return nil, werr
+			if err := s.forward(dst, buf[:n], count); err != nil {
+				return nil, err
 			}
 		}
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = nil
-			}
-			return err, nil
+			return orderly(err), nil
 		}
 		switch {
 		case large == nil && n == smallBuffer:
@@ -143,6 +127,27 @@ func (s *Stream) pump(dst, src Conn, count *atomic.Uint64) (readErr, writeErr er
 			large = nil
 		}
 	}
+}
+
+// forward writes what was read.
+func (s *Stream) forward(dst Conn, p []byte, count *atomic.Uint64) error {
+	n, err := dst.Write(p)
+	if n > 0 {
+		count.Add(uint64(n))
+		s.touch()
+	}
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
+	return err
+}
+
+// orderly makes the end of a connection no error.
+func orderly(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 // finish passes an orderly end on to dst.
