@@ -11,7 +11,6 @@ import (
 // with what to do instead. They are refused: an option that changes what a
 // home sees or how much it has to bear must never be ignored.
 var notYet = map[string]string{
-	"transparent":     "remove it, and use proxy_protocol where home's program understands that; until then home sees the tunnel's address",
 	"lb_try_duration": "remove it; every upstream is tried once, in order, for dial_timeout each",
 	"lb_try_interval": "remove it; every upstream is tried once, in order, for dial_timeout each",
 	"fail_duration":   "remove it; every connection tries the upstreams in order",
@@ -22,13 +21,14 @@ var notYet = map[string]string{
 }
 
 // options are the words that this version speaks, as error messages list them.
-const options = "upstream, tunnel, proxy_protocol, dial_timeout, idle_timeout, lb_policy"
+const options = "upstream, tunnel, transparent, proxy_protocol, dial_timeout, idle_timeout, lb_policy"
 
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
 //
 //	wireguard [<upstreams...>] {
 //		upstream <[network/]host:port> [...]
 //		tunnel <name>
+//		transparent
 //		proxy_protocol v1|v2
 //		dial_timeout <duration>
 //		idle_timeout <duration>
@@ -86,6 +86,13 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 
 	case "tunnel":
 		return one(d, option, "the name of a tunnel, such as wg0", &h.Tunnel)
+
+	case "transparent":
+		if d.NextArg() {
+			return d.Errf("transparent takes no argument: remove %q", d.Val())
+		}
+		h.Transparent = true
+		return nil
 
 	case "proxy_protocol":
 		if err := one(d, option, "v1 or v2", &h.ProxyProtocol); err != nil {

@@ -25,9 +25,13 @@ const maxWrappers = 32
 type client struct {
 	*layer4.Connection
 	reset atomic.Bool
+
+	// read and written are what went through the connection and was counted
+	// by it, each kept by the one goroutine that reads or writes.
+	read, written uint64
 }
 
-var _ relay.Conn = (*client)(nil)
+var _ relay.Spliceable = (*client)(nil)
 
 type halfCloser interface{ CloseWrite() error }
 
@@ -139,17 +143,17 @@ func isDatagram(cx *layer4.Connection) bool {
 	return strings.HasPrefix(network, "udp") || strings.HasSuffix(network, "+udp") || network == "unixgram"
 }
 
-// clientAddr is the address on whose behalf upstreams are dialed: the one in
-// the PROXY protocol header if there was one. It is the zero value if the
-// client has no IP address.
-func clientAddr(cx *layer4.Connection) netip.Addr {
+// clientAddr is the address and port on whose behalf upstreams are dialed:
+// those in the PROXY protocol header if there was one. It is the zero value if
+// the client has no IP address.
+func clientAddr(cx *layer4.Connection) netip.AddrPort {
 	remote := l4proxyprotocol.GetConn(cx).RemoteAddr()
 	if remote == nil {
-		return netip.Addr{}
+		return netip.AddrPort{}
 	}
 	at, err := netip.ParseAddrPort(remote.String())
 	if err != nil {
-		return netip.Addr{}
+		return netip.AddrPort{}
 	}
-	return at.Addr().Unmap().WithZone("")
+	return netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port())
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mholt/caddy-l4/layer4"
+	"github.com/pires/go-proxyproto"
 
 	"github.com/homeward-relay/homeward/modules/internal/relay"
 	"github.com/homeward-relay/homeward/modules/wireguard"
@@ -31,6 +32,9 @@ func pause() time.Duration { return pauseLeast + rand.N(pauseSpread) }
 type way struct {
 	address string
 	route   wireguard.Route
+
+	// transparent says that the upstream sees the client's own address.
+	transparent bool
 }
 
 // handleDatagrams passes a client's datagrams to its flow, for as long as the
@@ -117,6 +121,7 @@ func (h *Handler) attach(cx *layer4.Connection, line line) (*relay.Flow, error) 
 	}
 	options := relay.FlowOptions{
 		Dial:        h.dialFlow(cx, addresses, line),
+		Keep:        h.keepFlow(cx),
 		IdleTimeout: h.idleUDP(),
 		Ended:       h.flowEnded(addresses, line),
 		Owner:       h,
@@ -134,15 +139,31 @@ func (h *Handler) attach(cx *layer4.Connection, line line) (*relay.Flow, error) 
 		Client:   cx.RemoteAddr().String(),
 		Upstream: fmt.Sprintf("%s in %q with %x", strings.Join(addresses, " "), h.Tunnel, options.Header),
 	}
-	flow, _, err := relay.Flows.Attach(key, packetWriter{cx}, options)
+	flow, _, err := relay.Flows.Attach(key, packetWriter{uncounted(cx)}, options)
 	return flow, err
 }
 
-// packetWriter writes to a client past the layer4.Connection, whose counters
-// belong to the handler that the flow may outlive.
-type packetWriter struct{ cx *layer4.Connection }
+// packetWriter writes to a client.
+type packetWriter struct{ conn net.Conn }
 
-func (w packetWriter) Write(datagram []byte) (int, error) { return w.cx.Conn.Write(datagram) }
+func (w packetWriter) Write(datagram []byte) (int, error) { return w.conn.Write(datagram) }
+
+// uncounted is what to write to past the layer4.Connections, whose counters
+// belong to the handler that the flow may outlive. There is one of them below a
+// PROXY protocol header, too.
+func uncounted(conn net.Conn) net.Conn {
+	for range maxWrappers {
+		switch c := conn.(type) {
+		case *layer4.Connection:
+			conn = c.Conn
+		case *proxyproto.Conn:
+			conn = c.Raw()
+		default:
+			return conn
+		}
+	}
+	return conn
+}
 
 func (h *Handler) idleUDP() time.Duration {
 	if h.IdleTimeout > 0 {
@@ -154,7 +175,7 @@ func (h *Handler) idleUDP() time.Duration {
 // dialFlow tries the upstreams in order. With UDP the first one that can be
 // addressed at all is the one: whether a program listens there, nobody says.
 func (h *Handler) dialFlow(cx *layer4.Connection, addresses []string, line line) func(context.Context) (net.Conn, any, error) {
-	options := wireguard.DialOptions{Tunnel: h.Tunnel, Client: clientAddr(cx)}
+	options := h.dialOptions(cx)
 	return func(ctx context.Context) (net.Conn, any, error) {
 		var errs []error
 		for i, address := range addresses {
@@ -162,7 +183,7 @@ func (h *Handler) dialFlow(cx *layer4.Connection, addresses []string, line line)
 			conn, route, err := h.app.Dial(dialCtx, "udp", address, options)
 			cancel()
 			if err == nil {
-				return conn, way{address, route}, nil
+				return conn, way{address, route, options.Transparent && route.Source.Addr() == options.Client}, nil
 			}
 			errs = append(errs, err)
 			if ctx.Err() != nil {

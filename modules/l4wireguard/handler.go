@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -57,9 +58,28 @@ type Handler struct {
 	// follows from the address.
 	Tunnel string `json:"tunnel,omitempty"`
 
+	// Transparent gives the connection inside the tunnel the client's own
+	// address as its source, and the client's port if that is free, so that
+	// every program at home sees who it talks to. Home must let this end use
+	// those addresses and answer them through the tunnel: the relay's
+	// AllowedIPs there are `0.0.0.0/0, ::/0`, and with kernel WireGuard the
+	// interface has a `Table` of its own and an `ip rule from` its address.
+	//
+	// The tunnel's own address is used, and the connection's log line says why,
+	// where the upstream has no address of the client's family, and where the
+	// client's is loopback, link-local or multicast, is in one of the tunnel's
+	// own networks, or is in the allowed IPs of one of its peers (other than
+	// default routes and what else is wider than an IPv4 /8 or an IPv6 /16).
+	//
+	// A reload that changes the source which a UDP flow is to have ends the
+	// flow; the client's next datagram begins one that has it.
+	Transparent bool `json:"transparent,omitempty"`
+
 	// ProxyProtocol, `v1` or `v2`, puts a PROXY protocol header with the
 	// client's address before what the client sends: once for a TCP connection,
 	// before every datagram for UDP, which needs `v2`. By default there is none.
+	// With transparent, the header is there as well: it names clients whose
+	// address the connection cannot have.
 	ProxyProtocol string `json:"proxy_protocol,omitempty"`
 
 	// DialTimeout bounds the dial of each upstream, the wait for the tunnel's
@@ -95,6 +115,7 @@ type Handler struct {
 // dialer is what the handler needs of the wireguard app.
 type dialer interface {
 	Dial(ctx context.Context, network, address string, options wireguard.DialOptions) (net.Conn, wireguard.Route, error)
+	Source(route wireguard.Route, options wireguard.DialOptions) (source netip.AddrPort, reason string)
 }
 
 // CaddyModule returns the Caddy module information.
@@ -156,6 +177,9 @@ func (h *Handler) provisionUpstream(app *wireguard.App, repl *caddy.Replacer, co
 	}
 	if err := app.Check(u.host, h.Tunnel); err != nil {
 		return upstream{}, fmt.Errorf("upstream %s: %w", configured, err)
+	}
+	if h.Transparent {
+		h.warnTransparent(app, u)
 	}
 	return u, nil
 }

@@ -65,6 +65,9 @@ func (l line) flowEnded(result relay.FlowResult) {
 	var fields []zap.Field
 	if reached, ok := result.Dialed.(way); ok {
 		fields = routeFields(reached.address, reached.route)
+		if reached.transparent && result.SentDatagrams > 0 && result.ReceivedDatagrams == 0 {
+			fields = append(fields, zap.String("hint", noAnswers))
+		}
 	}
 	entry.Write(append(fields,
 		zap.Uint64("bytes_read", result.Sent),
@@ -87,12 +90,18 @@ func (l line) check(reason relay.Reason, message string) *zapcore.CheckedEntry {
 }
 
 func routeFields(address string, route wireguard.Route) []zap.Field {
-	return []zap.Field{
+	fields := []zap.Field{
 		zap.String("upstream", address),
 		zap.String("tunnel", route.Tunnel),
 		zap.String("peer", route.Peer),
 		zap.Stringer("address", route.Address),
+		// What the upstream sees as its client.
+		zap.Stringer("source", route.Source),
 	}
+	if route.SourceReason != "" {
+		fields = append(fields, zap.String("source_reason", route.SourceReason))
+	}
+	return fields
 }
 
 // unreachable is the one line of a connection that no upstream took.

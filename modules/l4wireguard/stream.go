@@ -40,7 +40,9 @@ func (h *Handler) handleStream(cx *layer4.Connection) error {
 	}
 
 	stream := relay.NewStream(down, up, time.Duration(h.IdleTimeout))
-	line.ended(address, route, relay.Streams.Run(stream))
+	result := relay.Streams.Run(stream)
+	down.account(result)
+	line.ended(address, route, result)
 	return nil
 }
 
@@ -68,7 +70,7 @@ func (h *Handler) dialFirst(cx *layer4.Connection, addresses []string, line line
 func (h *Handler) dialStream(cx *layer4.Connection, address string) (relay.Conn, wireguard.Route, error) {
 	ctx, cancel := context.WithTimeout(h.dialing, h.dialTimeout())
 	defer cancel()
-	conn, route, err := h.app.Dial(ctx, "tcp", address, wireguard.DialOptions{Tunnel: h.Tunnel, Client: clientAddr(cx)})
+	conn, route, err := h.app.Dial(ctx, "tcp", address, h.dialOptions(cx))
 	if err != nil {
 		return nil, route, err
 	}

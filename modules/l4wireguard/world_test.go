@@ -47,6 +47,9 @@ type world struct {
 	public string // home's public key
 	lines  *logFile
 
+	// allowed are home's allowed IPs at the relay.
+	allowed string
+
 	// homeConfig is what home is told once the relay runs: a handshake that
 	// nobody answers is only repeated after 5 s.
 	homeConfig string
@@ -80,6 +83,8 @@ func newWorld(t testing.TB) *world {
 		port:   testnet.FreePort(t, "udp"),
 		public: publicKey(homePrivate),
 		lines:  &logFile{t: t, path: filepath.Join(dir, "relayed.log")},
+
+		allowed: "10.77.0.2/32 fd77::2/128",
 	}
 
 	inside, err := gvisor.New(gvisor.Config{
@@ -146,7 +151,7 @@ func (w *world) tryLoad(servers string, ports ...int) error {
 	}
 	log relayed {
 		output file %[1]s/relayed.log
-		include layer4.handlers.wireguard.connection
+		include layer4.handlers.wireguard
 	}
 	wireguard wg0 {
 		private_key {file.%[1]s/wg0.key}
@@ -154,13 +159,13 @@ func (w *world) tryLoad(servers string, ports ...int) error {
 		listen_port %[2]d
 		peer home {
 			public_key %[3]s
-			allowed_ips 10.77.0.2/32 fd77::2/128
+			allowed_ips %[5]s
 		}
 	}
 	layer4 {
 		%[4]s
 	}
-}`, w.dir, w.port, w.public, servers)
+}`, w.dir, w.port, w.public, servers, w.allowed)
 	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})
 	if err != nil {
 		return err
@@ -305,12 +310,13 @@ type logFile struct {
 	t      testing.TB
 	path   string
 	offset int64
+
+	skipped []string // what next has passed over
 }
 
 // next returns the next line with this message, skipping others.
 func (l *logFile) next(message string) map[string]any {
 	l.t.Helper()
-	var skipped []string
 	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		file, err := os.Open(l.path)
 		if err != nil {
@@ -332,11 +338,11 @@ func (l *logFile) next(message string) map[string]any {
 				file.Close()
 				return line
 			}
-			skipped = append(skipped, text)
+			l.skipped = append(l.skipped, text)
 		}
 		file.Close()
 	}
-	l.t.Fatalf("no log line %q, only %s", message, skipped)
+	l.t.Fatalf("no log line %q, only %s", message, l.skipped)
 	return nil
 }
 

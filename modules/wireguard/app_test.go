@@ -39,6 +39,9 @@ type other struct {
 	listen    uint16 // the port that Caddy's end listens on
 	dir       string
 	publicKey tunnel.PublicKey
+
+	relayKey  tunnel.PrivateKey // Caddy's
+	preshared tunnel.PresharedKey
 }
 
 // newOther makes both ends' keys and brings up the other end, 10.77.0.2.
@@ -47,10 +50,13 @@ func newOther(t *testing.T) *other {
 	port := testnet.FreePort(t, "udp")
 	dir := t.TempDir()
 	key, own := tunnel.NewPrivateKey(), tunnel.NewPrivateKey()
-	if err := os.WriteFile(filepath.Join(dir, "wg0.key"), []byte(key.Base64()), 0o600); err != nil {
-		t.Fatal(err)
+	preshared := tunnel.NewPresharedKey()
+	for name, content := range map[string]string{"wg0.key": key.Base64(), "home.psk": preshared.Base64()} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	o := &other{listen: uint16(port), dir: dir, publicKey: own.Public()}
+	o := &other{listen: uint16(port), dir: dir, publicKey: own.Public(), relayKey: key, preshared: preshared}
 	o.claim = tunnel.New("other").Claim(&tunnel.Config{
 		PrivateKey: own,
 		Addresses:  []netip.Prefix{netip.MustParsePrefix("10.77.0.2/24")},
@@ -58,6 +64,7 @@ func newOther(t *testing.T) *other {
 		Peers: []tunnel.Peer{{
 			Name:                "caddy",
 			PublicKey:           key.Public(),
+			PresharedKey:        preshared,
 			AllowedIPs:          []netip.Prefix{netip.MustParsePrefix("10.77.0.1/32")},
 			Endpoint:            fmt.Sprintf("127.0.0.1:%d", port),
 			PersistentKeepalive: 25 * time.Second,
@@ -84,11 +91,11 @@ func (o *other) config(apps string) []byte {
 				"private_key": "{file.%s}",
 				"address": ["10.77.0.1/24"],
 				"listen_port": %d,
-				"peers": {"home": {"public_key": %q, "allowed_ips": ["10.77.0.2/32"]}}
+				"peers": {"home": {"public_key": %q, "preshared_key": "{file.%s}", "allowed_ips": ["10.77.0.2/32"]}}
 			}}}
 			%s
 		}
-	}`, o.dir, filepath.Join(o.dir, "wg0.key"), o.listen, o.publicKey, apps)
+	}`, o.dir, filepath.Join(o.dir, "wg0.key"), o.listen, o.publicKey, filepath.Join(o.dir, "home.psk"), apps)
 }
 
 // load runs a configuration, and stops Caddy at the end of the test.

@@ -34,12 +34,13 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 // another. Syntax:
 //
 //	wireguard [<name>] {
-//		private_key   <placeholder>
-//		address       <address/length...>
-//		listen_port   <port>
-//		mtu           auto|<bytes>
-//		resolvers     <address[:port]...>
-//		stack         auto|gvisor
+//		private_key        <placeholder>
+//		address            <address/length...>
+//		listen_port        <port>
+//		mtu                auto|<bytes>
+//		resolvers          <address[:port]...>
+//		stack              auto|kernel|gvisor
+//		congestion_control <name>
 //		peer <name> {
 //			public_key           <base64>
 //			preshared_key        <placeholder>
@@ -113,10 +114,12 @@ func (t *Tunnel) unmarshalOption(d *caddyfile.Dispenser) error {
 		return someArgs(d, &t.Resolvers)
 	case "stack":
 		return oneArg(d, &t.Stack)
-	case "congestion_control", "wg_quick":
+	case "congestion_control":
+		return oneArg(d, &t.CongestionControl)
+	case "wg_quick":
 		return d.Errf("the option %s is not in this version; remove the line", option)
 	}
-	return d.Errf("there is no option %q in a wireguard block; it has private_key, address, listen_port, mtu, resolvers, stack and peer", option)
+	return d.Errf("there is no option %q in a wireguard block; it has private_key, address, listen_port, mtu, resolvers, stack, congestion_control and peer", option)
 }
 
 func (t *Tunnel) unmarshalPeer(d *caddyfile.Dispenser) error {

@@ -17,12 +17,13 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "wireguard",
-		Short: "Makes WireGuard keys and shows what the relay does",
+		Short: "Makes WireGuard keys and shows tunnels",
 		Long: `
-Makes the keys that a tunnel needs, without any WireGuard tools installed, and
-shows on this machine alone what the relay does.`,
+Makes the keys that a tunnel needs, without any WireGuard tools installed, shows
+the tunnels of the running Caddy, and demonstrates on this machine alone what a
+relay does.`,
 		CobraFunc: func(root *cobra.Command) {
-			root.AddCommand(genkeyCommand(), genpskCommand(), pubkeyCommand(), demoCommand())
+			root.AddCommand(genkeyCommand(), genpskCommand(), pubkeyCommand(), showCommand(), demoCommand())
 		},
 	})
 }

@@ -86,6 +86,7 @@ func (peer *Peer) parse(name string, e expander, p *parsedTunnel) (option string
 		return fail("host", err)
 	}
 	p.hosts[name] = hosts
+	parsed.Hosts = hosts
 	p.config.Peers = append(p.config.Peers, parsed)
 	return "", nil
 }

@@ -25,8 +25,18 @@ type Config struct {
 	// port.
 	ListenPort uint16
 
-	// MTU is the size of the largest inner packet, in bytes.
+	// MTU is the size of the largest inner packet, in bytes. 0 means auto: it
+	// follows what the paths to the peers carry, from 1280 to 1420.
 	MTU int
+
+	// Stack says which TCP/IP stack the tunnel is to have. The zero value is
+	// StackAuto.
+	Stack StackChoice
+
+	// CongestionControl is how the kernel's stack sends TCP, by the name that
+	// the kernel calls it. If empty, it is bbr where the kernel has it, else
+	// cubic. gVisor's stack has its own and takes no notice.
+	CongestionControl string
 
 	// Peers are the other ends. Their names and public keys differ, and no
 	// two have the same allowed IP prefix (see Check).
@@ -47,6 +57,11 @@ type Peer struct {
 	// AllowedIPs are the inner addresses that the peer may speak from and is
 	// spoken to at.
 	AllowedIPs []netip.Prefix
+
+	// Hosts are the addresses that the peer's name stands for. The path to the
+	// peer is measured to one of them, or to one of its single-address allowed
+	// IPs.
+	Hosts []netip.Addr
 
 	// Endpoint is the peer's outer host:port, where host is an IP address or
 	// a name. If empty, it is learned from where the peer speaks.

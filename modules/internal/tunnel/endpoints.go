@@ -61,6 +61,7 @@ func (l *live) keep(ctx context.Context) {
 			status[s.PublicKey] = s
 		}
 		l.notePresence(status)
+		l.paths.look(peers, status)
 		l.keepEndpoints(ctx, peers, names, status)
 		select {
 		case <-ctx.Done():

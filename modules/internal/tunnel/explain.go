@@ -14,6 +14,12 @@ import (
 // Explain turns the error of a dial to remote into what a person can act on.
 // The error stays wrapped inside.
 func (c *Claim) Explain(ctx context.Context, remote netip.AddrPort, err error) error {
+	return c.explain(ctx, netip.AddrPort{}, remote, err)
+}
+
+// explain is Explain for a dial from local, which is the zero value for the
+// tunnel's own address.
+func (c *Claim) explain(ctx context.Context, local, remote netip.AddrPort, err error) error {
 	name := c.tunnel.name
 	peer, _ := c.config.PeerFor(remote.Addr())
 	if peer == nil {
@@ -24,6 +30,8 @@ func (c *Claim) Explain(ctx context.Context, remote netip.AddrPort, err error) e
 		return fmt.Errorf("%s refused the connection: nothing listens there, or a firewall there rejects it: %w", remote, err)
 	case errors.Is(err, netstack.ErrNoAddress):
 		return fmt.Errorf("tunnel %s has no address of the family of %s; add one to its address line: %w", name, remote.Addr(), err)
+	case local.IsValid() && (errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL)):
+		return fmt.Errorf("%s is in use towards %s: %w", local, remote, err)
 	case errors.Is(ctx.Err(), context.Canceled):
 		return err
 	}
@@ -31,7 +39,7 @@ func (c *Claim) Explain(ctx context.Context, remote netip.AddrPort, err error) e
 		if status.PublicKey != peer.PublicKey {
 			continue
 		}
-		return c.describeSilence(status, remote, err)
+		return c.describeSilence(status, local, remote, err)
 	}
 	return err
 }
@@ -44,7 +52,7 @@ const quietAfter = 30 * time.Second
 // restarted: until its session ends (whitepaper, section 6.1).
 const restartGrace = 150 * time.Second
 
-func (c *Claim) describeSilence(status PeerStatus, remote netip.AddrPort, err error) error {
+func (c *Claim) describeSilence(status PeerStatus, local, remote netip.AddrPort, err error) error {
 	age := func(t time.Time) time.Duration { return time.Since(t).Round(time.Second) }
 	switch {
 	case status.LastHandshake.IsZero() && !status.Endpoint.IsValid() && c.tunnel.upFor() < restartGrace:
@@ -56,5 +64,13 @@ func (c *Claim) describeSilence(status PeerStatus, remote netip.AddrPort, err er
 	case age(status.LastReceived) > quietAfter:
 		return fmt.Errorf("peer %s is silent: last heard of %s ago, from %s; check that it runs and is online (last handshake %s ago): %w", status.Name, age(status.LastReceived), status.Endpoint, age(status.LastHandshake), err)
 	}
-	return fmt.Errorf("peer %s is up (last heard of %s ago, last handshake %s ago), but %s does not answer; check the program there, its firewall, and that the peer's allowed IPs for this end contain the tunnel's address: %w", status.Name, age(status.LastReceived), age(status.LastHandshake), remote, err)
+	check := "that the peer's allowed IPs for this end contain the tunnel's address"
+	if local.IsValid() {
+		family := "-4"
+		if remote.Addr().Is6() {
+			family = "-6"
+		}
+		check = fmt.Sprintf("that the peer lets this end use the address of client %s and answers it through the tunnel: its allowed IPs for this end must be 0.0.0.0/0, ::/0 and, with kernel WireGuard, its interface needs `Table = 51820` and `PostUp = ip %s rule add from %s table 51820`", local.Addr(), family, remote.Addr())
+	}
+	return fmt.Errorf("peer %s is up (last heard of %s ago, last handshake %s ago), but %s does not answer; check the program there, its firewall, and %s: %w", status.Name, age(status.LastReceived), age(status.LastHandshake), remote, check, err)
 }

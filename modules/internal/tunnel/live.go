@@ -15,7 +15,6 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
-	"github.com/homeward-relay/homeward/modules/internal/netstack/gvisor"
 	"github.com/homeward-relay/homeward/modules/internal/wgbind"
 )
 
@@ -23,9 +22,12 @@ import (
 // mutex held.
 type live struct {
 	stack  netstack.Stack
+	choice StackChoice // what the stack was made for
+	reason string      // why it is this stack
 	device *device.Device
 	bind   *wgbind.Bind
 	port   uint16 // the port in use, never 0
+	paths  *paths
 
 	since time.Time // when the tunnel came up
 
@@ -41,17 +43,14 @@ type live struct {
 
 // bringUp opens the socket and starts the device and its stack.
 func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
-	stack, err := gvisor.New(gvisor.Config{
-		Name:      name,
-		MTU:       config.MTU,
-		Addresses: config.Addresses,
-		Logger:    logger.Named("stack"),
-	})
+	stack, reason, err := newStack(name, config, logger.Named("stack"))
 	if err != nil {
 		return nil, fmt.Errorf("starting the TCP/IP stack of tunnel %s: %w", name, err)
 	}
 	l := &live{
 		stack:    stack,
+		choice:   config.Stack,
+		reason:   reason,
 		bind:     wgbind.New(),
 		since:    time.Now(),
 		config:   config,
@@ -59,8 +58,17 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		changed:  make(chan struct{}, 1),
 		logger:   logger,
 	}
-	l.device = device.NewDevice(stack.Device(), l.bind, deviceLogger(logger, l.uncross))
+	padded := newPaddedDevice(stack.Device(), startMTU(config))
+	l.paths = newPaths(config, stack.Ping, func(mtu int) error {
+		if err := stack.SetMTU(mtu); err != nil {
+			return err
+		}
+		padded.mtu.Store(int32(mtu))
+		return nil
+	}, l.log)
+	l.device = device.NewDevice(padded, l.bind, deviceLogger(logger, l.uncross))
 	if err := l.start(); err != nil {
+		l.paths.close()
 		l.device.Close()
 		return nil, errors.Join(fmt.Errorf("bringing up tunnel %s: %w", name, err), l.bind.Discard(), stack.Close())
 	}
@@ -69,11 +77,16 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 	go l.keep(ctx)
 	logger.Info("tunnel is up",
 		zap.String("stack", stack.Kind()),
+		zap.String("stack_reason", reason),
 		zap.Uint16("listen_port", l.port),
 		zap.Stringer("public_key", config.PrivateKey.Public()),
-		zap.Int("mtu", config.MTU),
+		zap.Int("mtu", startMTU(config)),
+		zap.Bool("mtu_auto", config.MTU == 0),
 		zap.Stringers("address", config.Addresses),
 		zap.String("peers", config.describe()))
+	if err := l.bind.MayFragment(); err != nil {
+		logger.Info("this system may send the tunnel's packets in fragments, which some networks drop; if large transfers stall, set mtu to 1280", zap.Error(err))
+	}
 	if limit := wgbind.BufferLimit(); limit > 0 && limit < wgbind.BufferWanted {
 		logger.Info("this host keeps UDP buffers small, which costs throughput on a fast line; as root: sysctl -w net.core.rmem_max="+strconv.Itoa(wgbind.BufferWanted)+" net.core.wmem_max="+strconv.Itoa(wgbind.BufferWanted),
 			zap.Int("limit", limit))
@@ -113,15 +126,16 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 	l.logger = logger
 	var errs []error
 
+	if err := l.changeStack(wanted, logger); err != nil {
+		errs = append(errs, err)
+	}
 	if !slices.Equal(l.config.Addresses, wanted.Addresses) {
 		if err := l.stack.SetAddresses(wanted.Addresses); err != nil {
 			errs = append(errs, fmt.Errorf("changing the tunnel's addresses: %w", err))
 		}
 	}
-	if l.config.MTU != wanted.MTU {
-		if err := l.stack.SetMTU(wanted.MTU); err != nil {
-			errs = append(errs, fmt.Errorf("changing the tunnel's MTU: %w", err))
-		}
+	if err := l.paths.configure(wanted.MTU); err != nil {
+		errs = append(errs, fmt.Errorf("changing the tunnel's MTU: %w", err))
 	}
 	if lines := changes(l.config, wanted); lines != "" {
 		if err := l.device.IpcSet(lines); err != nil {
@@ -150,6 +164,7 @@ func (l *live) close() error {
 	}
 	l.stopKeeper()
 	<-l.keeperDone
+	l.paths.close()
 	l.device.Close()
 	return errors.Join(l.bind.Discard(), l.stack.Close())
 }
@@ -169,11 +184,12 @@ func (l *live) status() []PeerStatus {
 		if k := known[peer.PublicKey]; k != nil {
 			s = *k
 		}
-		s.Name = peer.Name
+		s.Name, s.AllowedIPs, s.PersistentKeepalive = peer.Name, peer.AllowedIPs, peer.PersistentKeepalive
 		s.LastReceived = l.lastReceived(peer.PublicKey)
 		if s.LastReceived.Before(s.LastHandshake) {
 			s.LastReceived = s.LastHandshake // since the keeper's last look
 		}
+		s.PathMTU = l.paths.of(peer.PublicKey)
 		status = append(status, s)
 	}
 	return status

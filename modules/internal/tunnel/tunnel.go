@@ -27,6 +27,8 @@ type Tunnel struct {
 	claims []*Claim // oldest first; the first prepared one is in force
 	live   *live    // nil while down
 	closed bool
+
+	sources udpSources
 }
 
 // New returns the tunnel called name, down.
@@ -192,6 +194,17 @@ func (t *Tunnel) StackKind() string {
 	return stack.Kind()
 }
 
+// StackReason says in a few words why the live tunnel has the stack that it
+// has, or is "" if it is down.
+func (t *Tunnel) StackReason() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.live == nil {
+		return ""
+	}
+	return t.live.stackReason()
+}
+
 // Status returns what is known of the live tunnel's peers, in the order of
 // the configuration. It is empty while the tunnel is down.
 func (t *Tunnel) Status() []PeerStatus {
@@ -228,6 +241,10 @@ func (t *Tunnel) upFor() time.Duration {
 // DialTCP connects to remote through the tunnel, which it brings up if need
 // be. It waits for the first handshake and the connection until ctx is done.
 // Errors say which peer is silent since when, and wrap the stack's.
+//
+// The local address need not be the tunnel's: with that of a client the other
+// end sees the client. One that is in use towards remote is an error that is
+// syscall.EADDRINUSE or syscall.EADDRNOTAVAIL.
 func (c *Claim) DialTCP(ctx context.Context, local, remote netip.AddrPort) (netstack.TCPConn, error) {
 	stack, err := c.up()
 	if err != nil {
@@ -235,20 +252,26 @@ func (c *Claim) DialTCP(ctx context.Context, local, remote netip.AddrPort) (nets
 	}
 	conn, err := stack.DialTCP(ctx, local, remote)
 	if err != nil {
-		return nil, c.Explain(ctx, remote, err)
+		return nil, c.explain(ctx, local, remote, err)
 	}
 	return conn, nil
 }
 
 // DialUDP returns a UDP socket that is connected to remote through the tunnel.
+// Of the local address DialTCP's words hold.
 func (c *Claim) DialUDP(ctx context.Context, local, remote netip.AddrPort) (netstack.UDPConn, error) {
 	stack, err := c.up()
 	if err != nil {
 		return nil, err
 	}
-	conn, err := stack.DialUDP(ctx, local, remote)
+	var conn netstack.UDPConn
+	if local.IsValid() {
+		conn, err = c.tunnel.sources.dial(ctx, stack, local, remote)
+	} else {
+		conn, err = stack.DialUDP(ctx, local, remote)
+	}
 	if err != nil {
-		return nil, c.Explain(ctx, remote, err)
+		return nil, c.explain(ctx, local, remote, err)
 	}
 	return conn, nil
 }

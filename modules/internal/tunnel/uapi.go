@@ -118,6 +118,10 @@ type PeerStatus struct {
 	// PublicKey is the peer's public key.
 	PublicKey PublicKey
 
+	// AllowedIPs and PersistentKeepalive are as configured.
+	AllowedIPs          []netip.Prefix
+	PersistentKeepalive time.Duration
+
 	// Endpoint is where the peer last spoke from, or is spoken to. The zero
 	// value means that neither is known yet.
 	Endpoint netip.AddrPort
@@ -133,6 +137,11 @@ type PeerStatus struct {
 	// Received and Sent count the bytes of encrypted packets, since the
 	// tunnel is up.
 	Received, Sent uint64
+
+	// PathMTU is the size of the largest inner packet that the path to the
+	// peer carries, in bytes, as probes have found it; at most 1420. 0 means
+	// that it is not known, as with an MTU that is configured.
+	PathMTU int
 }
 
 // parseStatus reads a device's answer to the protocol's get operation. The
