@@ -197,15 +197,29 @@ func (l *tcpListener) SetDeadline(t time.Time) error {
 	return l.listener.SetDeadline(t)
 }
 
-// Close stops listening. Connections that nobody accepted are reset.
+// Close stops listening. Connections that nobody accepted are reset. That the
+// stack was closed before is no error.
 func (l *tcpListener) Close() error {
 	l.open.mu.Lock()
 	delete(l.open.listeners, l)
+	ended := l.open.closed
 	l.open.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	again := l.closed
 	l.closed = true
-	return l.listener.Close()
+	err := l.listener.Close()
+	if ended && !again {
+		return nil
+	}
+	return err
+}
+
+// stop is what the stack's end does to the listener.
+func (l *tcpListener) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = l.listener.Close()
 }
 
 // listenAgain opens all listeners in another place.

@@ -141,7 +141,7 @@ func (o *openSockets) close() {
 	o.mu.Unlock()
 	// First, or they would accept more.
 	for l := range listeners {
-		_ = l.Close()
+		l.stop()
 	}
 	o.resetAll()
 }
