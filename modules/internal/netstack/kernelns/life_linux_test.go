@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(ownerEnv) != "" {
 		own()
 	}
+	if name := os.Getenv(environmentEnv); name != "" {
+		enterEnvironment(name)
+	}
 	os.Exit(m.Run())
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"slices"
 	"sync"
 
@@ -58,7 +59,7 @@ func newNamespace(logger *zap.Logger) (*namespace, error) {
 	if alone, aloneErr := startNamespace(logger, false); aloneErr == nil {
 		return alone, nil
 	}
-	return nil, explainStart(err)
+	return nil, err
 }
 
 func startNamespace(logger *zap.Logger, ownUser bool) (_ *namespace, err error) {
@@ -67,10 +68,10 @@ func startNamespace(logger *zap.Logger, ownUser bool) (_ *namespace, err error) 
 		return nil, err
 	}
 	defer control.Close()
-	err = cmd.Start()
+	err = startHolder(cmd)
 	end.Close()
 	if err != nil {
-		return nil, fmt.Errorf("making a network namespace: %w", err)
+		return nil, fmt.Errorf("making a network namespace: %w", explainStart(err))
 	}
 	ended := make(chan struct{})
 	go func() {
@@ -107,18 +108,38 @@ func startNamespace(logger *zap.Logger, ownUser bool) (_ *namespace, err error) 
 	return n, nil
 }
 
+// starting keeps two holders from being started at the same time.
+var starting sync.Mutex
+
+// startHolder starts a holder. It writes the user map of the child, which is
+// not this user's to write where the kernel takes the program for one with
+// secrets, as it does when its file has capabilities (setcap). Nobody else gains
+// by the moment in which it does not: to look into a process takes all
+// capabilities that this has.
+func startHolder(cmd *exec.Cmd) error {
+	starting.Lock()
+	defer starting.Unlock()
+	const dumpable = 1
+	if is, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err == nil && is != dumpable {
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, dumpable, 0, 0, 0); err == nil {
+			defer func() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }()
+		}
+	}
+	return cmd.Start()
+}
+
 // takePrivileged takes what only the first holder can give.
 func (n *namespace) takePrivileged(control *net.UnixConn) error {
 	fds, err := askOnce(control, holder.Request{Op: holder.OpSocket, Domain: unix.AF_NETLINK, Type: unix.SOCK_RAW, Protocol: unix.NETLINK_ROUTE})
 	if err != nil {
-		return fmt.Errorf("making a netlink socket: %w", err)
+		return fmt.Errorf("making a netlink socket: %w", explainSocket(err))
 	}
 	if n.netlink, err = newNetlinkConn(fds[0]); err != nil {
 		return err
 	}
 	fd4, err := askOnce(control, holder.Request{Op: holder.OpSocket, Domain: unix.AF_INET, Type: unix.SOCK_RAW, Protocol: unix.IPPROTO_ICMP})
 	if err != nil {
-		return fmt.Errorf("making a raw socket: %w", err)
+		return fmt.Errorf("making a raw socket: %w", explainStart(err))
 	}
 	fd6, err := askOnce(control, holder.Request{Op: holder.OpSocket, Domain: unix.AF_INET6, Type: unix.SOCK_RAW, Protocol: unix.IPPROTO_ICMPV6})
 	if err != nil {
@@ -138,7 +159,7 @@ func (n *namespace) takePrivileged(control *net.UnixConn) error {
 	}
 	defer unix.Close(sockets[0])
 	n.tun, n.index, err = openTUN(fds[0], sockets[0])
-	return err
+	return explainStart(err)
 }
 
 // openTUN makes the TUN of an open /dev/net/tun, which it takes over, with the

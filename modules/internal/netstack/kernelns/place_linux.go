@@ -64,7 +64,7 @@ func (p *place) set(w wanted) error {
 		}
 		if !netstack.HasAddress(p.addresses, prefix.Addr()) {
 			if err := p.addAddress(prefix.Addr()); err != nil {
-				return fmt.Errorf("adding address %v: %w", prefix.Addr(), err)
+				return fmt.Errorf("adding address %v: %w", prefix.Addr(), explainAddress(err))
 			}
 		}
 	}

@@ -89,3 +89,22 @@ func bombard(t *testing.T, pid int) {
 		}
 	}
 }
+
+func TestSingleUser(t *testing.T) {
+	tests := []struct {
+		name, in string
+		want     bool
+	}{
+		{"our own namespace", "         0      65534          1\n", true},
+		{"the host", "         0          0 4294967295\n", false},
+		{"rootless container", "         0       1000          1\n         1     100000      65536\n", false},
+		{"none yet", "", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := singleUser(tt.in); got != tt.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}

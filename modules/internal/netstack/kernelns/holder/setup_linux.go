@@ -1,11 +1,13 @@
 package holder
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -65,7 +67,7 @@ func Control(fd int) (*net.UnixConn, error) {
 func setup() {
 	runtime.LockOSThread()
 	tune()
-	servers := 0
+	dropped := false
 	answer(func(request Request) (fds []int, err error) {
 		switch request.Op {
 		case OpSocket:
@@ -77,11 +79,13 @@ func setup() {
 			}
 			return []int{fd}, nil
 		case OpServe:
-			// This thread, and what it starts.
-			if err := dropPrivileges(); err != nil {
-				return nil, err
+			// Of this thread, and of what it starts.
+			if !dropped {
+				if err := dropPrivileges(); err != nil {
+					return nil, err
+				}
+				dropped = true
 			}
-			servers++
 			return start(roleServe)
 		}
 		return nil, syscall.ENOSYS
@@ -112,7 +116,13 @@ func dropPrivileges() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
+	// The kernel does not run a program that cannot have what its file is
+	// to give it. With the flag above it gets nothing all the same.
+	kept := fileCapabilities()
 	for capability := uintptr(0); capability <= 63; capability++ {
+		if kept&(1<<capability) != 0 {
+			continue
+		}
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0); err != nil {
 			break // EINVAL: the kernel has no more; EPERM: dropped before
 		}
@@ -125,16 +135,29 @@ func dropPrivileges() error {
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
 			return errno
 		}
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, nobody, nobody, nobody); errno != 0 {
+		// EINVAL: a container without that user, where root without a
+		// capability has to do.
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, nobody, nobody, nobody); errno != 0 && errno != unix.EINVAL {
 			return errno
 		}
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 && errno != unix.EINVAL {
 			return errno
 		}
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
 	return unix.Capset(&header, &none[0])
+}
+
+// fileCapabilities are the capabilities that this program's file gives who runs
+// it (struct vfs_cap_data of linux/capability.h), as after setcap(8).
+func fileCapabilities() (set uint64) {
+	data := make([]byte, 24)
+	n, err := unix.Getxattr("/proc/self/exe", "security.capability", data)
+	if err != nil || n < 20 {
+		return 0
+	}
+	return uint64(binary.LittleEndian.Uint32(data[4:])) | uint64(binary.LittleEndian.Uint32(data[12:]))<<32
 }
 
 // onlyUser says whether the user namespace has no user but one, so that there
@@ -144,9 +167,14 @@ func onlyUser() (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	return singleUser(string(content)), nil
+}
+
+// singleUser says whether a uid_map (user_namespaces(7)) is of one user. A
+// container of a user's own has root in a line by itself and others after it.
+func singleUser(uidMap string) bool {
 	var inside, outside, count uint32
-	if _, err := fmt.Sscan(string(content), &inside, &outside, &count); err != nil {
-		return false, err
-	}
-	return count == 1, nil
+	lines := strings.Split(strings.TrimSpace(uidMap), "\n")
+	_, err := fmt.Sscan(lines[0], &inside, &outside, &count)
+	return err == nil && len(lines) == 1 && count == 1
 }
