@@ -1,8 +1,8 @@
 package l4wireguard
 
 import (
-	"context"
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
