@@ -50,8 +50,11 @@ func (w *World) startStreams(t testing.TB) {
 	})
 }
 
+// manyRampUp is how long connections have to become busy.
+const manyRampUp = time.Second
+
 // many opens connections and keeps all of them busy. What counts is what
-// arrives in the traffic's time, which begins when all are open; data in
+// arrives in the traffic's time, which begins when all are busy; data in
 // between at the beginning count for those at the end.
 func (r *run) many(ctx context.Context) (*result, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -85,18 +88,16 @@ func (r *run) many(ctx context.Context) (*result, error) {
 		arrived = new(atomic.Int64)
 	}
 	var lost atomic.Int64
-	var busy sync.WaitGroup
 	for _, conn := range conns {
-		busy.Add(1)
 		ends.Go(func() {
-			begun := sync.OnceFunc(busy.Done)
-			defer begun()
-			if err := stream(conn, order, arrived, begun); err != nil && !errors.Is(err, net.ErrClosed) {
+			if err := stream(conn, order, arrived); err != nil && !errors.Is(err, net.ErrClosed) {
 				lost.Add(1)
 			}
 		})
 	}
-	busy.Wait()
+	if err := pause(ctx, manyRampUp); err != nil {
+		return nil, err
+	}
 	before, begin := arrived.Load(), time.Now()
 	if err := pause(ctx, time.Duration(r.traffic.Seconds)*time.Second); err != nil {
 		return nil, err
@@ -113,8 +114,8 @@ func (r *run) many(ctx context.Context) (*result, error) {
 }
 
 // stream gives the order and then sends, or receives into a count, until the
-// connection ends. It calls begun when the first bytes have moved.
-func stream(conn net.Conn, order byte, received *atomic.Int64, begun func()) error {
+// connection ends.
+func stream(conn net.Conn, order byte, received *atomic.Int64) error {
 	if _, err := conn.Write([]byte{order}); err != nil {
 		return err
 	}
@@ -131,6 +132,5 @@ func stream(conn net.Conn, order byte, received *atomic.Int64, begun func()) err
 				return err
 			}
 		}
-		begun()
 	}
 }
