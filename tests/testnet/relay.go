@@ -29,6 +29,7 @@ type Relay struct {
 	Folder string
 
 	namespace *Namespace
+	around    []string
 	binary    string
 	roots     string
 	secrets   []string
@@ -48,6 +49,11 @@ func NewRelay(t testing.TB, namespace *Namespace) *Relay {
 
 // UseBinary makes the relay run another binary than Caddy's.
 func (r *Relay) UseBinary(path string) { r.binary = path }
+
+// Surround makes a command run whatever the relay runs from now on: as root,
+// with the relay's own command line as its further arguments. It may change
+// what the relay finds around it, such as its mounts, which are its own.
+func (r *Relay) Surround(command ...string) { r.around = command }
 
 // At is the same relay, with the same files, in another namespace.
 func (r *Relay) At(namespace *Namespace) *Relay {
@@ -185,15 +191,16 @@ func dataRace(log string) string {
 // Command prepares a command of the relay's binary, such as `validate`, run
 // as the relay's user in its namespace.
 func (r *Relay) Command(args ...string) *exec.Cmd {
-	privileges := []string{
+	line := append(slices.Clone(r.around), "setpriv",
 		"--reuid", strconv.Itoa(RelayUID), "--regid", strconv.Itoa(RelayUID), "--clear-groups",
 		"--no-new-privs",
 		"--bounding-set", "-all,+net_bind_service",
 		"--inh-caps", "-all,+net_bind_service",
 		"--ambient-caps", "-all,+net_bind_service",
 		r.binary,
-	}
-	cmd := r.namespace.Command("setpriv", append(privileges, args...)...)
+	)
+	line = append(line, args...)
+	cmd := r.namespace.Command(line[0], line[1:]...)
 	cmd.Dir = r.Folder
 	cmd.Env = append(os.Environ(),
 		"HOME="+r.Folder,

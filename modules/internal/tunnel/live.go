@@ -75,9 +75,13 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	l.stopKeeper, l.keeperDone = cancel, make(chan struct{})
 	go l.keep(ctx)
+	why := zap.String("stack_reason", reason)
+	if config.Stack == StackAuto && stack.Kind() != string(StackKernel) {
+		why = zap.Skip() // which a warning has said
+	}
 	logger.Info("tunnel is up",
 		zap.String("stack", stack.Kind()),
-		zap.String("stack_reason", reason),
+		why,
 		zap.Uint16("listen_port", l.port),
 		zap.Stringer("public_key", config.PrivateKey.Public()),
 		zap.Int("mtu", startMTU(config)),
