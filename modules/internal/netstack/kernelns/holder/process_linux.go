@@ -87,13 +87,16 @@ func answer(handle func(Request) ([]int, error)) {
 		} else if fds, err = handle(request); err != nil {
 			reply.Errno = errnoOf(err)
 		}
-		var rights []byte
 		if len(fds) > 0 {
-			rights = unix.UnixRights(fds...)
+			part := reply
+			part.part = true
+			err := unix.Sendmsg(controlFD, part.marshal(), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+			closeAll(fds)
+			if err != nil {
+				return
+			}
 		}
-		err = unix.Sendmsg(controlFD, reply.marshal(), rights, nil, unix.MSG_NOSIGNAL)
-		closeAll(fds)
-		if err != nil {
+		if unix.Sendmsg(controlFD, reply.marshal(), nil, nil, unix.MSG_NOSIGNAL) != nil {
 			return
 		}
 	}

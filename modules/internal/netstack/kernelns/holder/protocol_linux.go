@@ -69,6 +69,11 @@ type Reply struct {
 
 	// Confined is whether it runs under a system-call filter.
 	Confined bool
+
+	// part says that the descriptors are beside this message, and the answer
+	// comes with the next: when the holder has closed its own copies of them.
+	// Until then a socket that is closed here would stay open.
+	part bool
 }
 
 const (
@@ -100,6 +105,9 @@ func (r Reply) marshal() []byte {
 	if r.Confined {
 		b[8] = 1
 	}
+	if r.part {
+		b[9] = 1
+	}
 	return b
 }
 
@@ -111,6 +119,7 @@ func (r *Reply) unmarshal(b []byte) error {
 		Errno:    syscall.Errno(binary.LittleEndian.Uint32(b[0:])),
 		PID:      int32(binary.LittleEndian.Uint32(b[4:])),
 		Confined: b[8] == 1,
+		part:     b[9] == 1,
 	}
 	return nil
 }
@@ -122,8 +131,22 @@ func Ask(control *net.UnixConn, request Request) error {
 }
 
 // Receive waits for what a holder says, and the descriptors with it, which
-// belong to the caller.
+// belong to the caller alone.
 func Receive(control *net.UnixConn) (Reply, []int, error) {
+	reply, fds, err := receive(control)
+	if err != nil || !reply.part {
+		return reply, fds, err
+	}
+	reply, more, err := receive(control)
+	closeAll(more)
+	if err != nil {
+		closeAll(fds)
+		return Reply{}, nil, err
+	}
+	return reply, fds, nil
+}
+
+func receive(control *net.UnixConn) (Reply, []int, error) {
 	data := make([]byte, replySize+1)
 	oob := make([]byte, unix.CmsgSpace(4*MaxSockets))
 	n, oobn, _, _, err := control.ReadMsgUnix(data, oob)
