@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/homeward-relay/homeward/tests/testnet"
@@ -23,7 +24,24 @@ var (
 	outFolder        = flag.String("out", "", "folder for samples.csv and report.md; default: only the log has them")
 )
 
-func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
+func TestMain(m *testing.M) {
+	raiseDescriptors()
+	os.Exit(testnet.Main(m))
+}
+
+// descriptors are what ten thousand connections take in one process that has
+// both their ends, and some more.
+const descriptors = 1 << 16
+
+// raiseDescriptors lets this process and those that it starts have enough.
+// Without root they have what there is, and the largest measurements fail.
+func raiseDescriptors() {
+	limit := syscall.Rlimit{Cur: descriptors, Max: descriptors}
+	var now syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now); err == nil && now.Max < descriptors {
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
+	}
+}
 
 // TestLab runs the chosen scenarios: by default the smoke scenario, which
 // shows that the lab works. Figures decide nothing here; a measurement of the
