@@ -26,6 +26,8 @@ func explainStart(err error) error {
 		reason = "the limit of namespaces is reached; raise the sysctl user.max_user_namespaces or user.max_net_namespaces"
 	case setting("kernel/apparmor_restrict_unprivileged_userns") == "1" && appArmorLabel() == "unconfined":
 		reason = "AppArmor lets only programs with a profile use user namespaces; install xcaddy-build/apparmor/homeward"
+	case errors.Is(err, syscall.EACCES) && !strings.HasPrefix(appArmorLabel(), "unconfined") && appArmorLabel() != "":
+		reason = "the AppArmor profile " + appArmorLabel() + " forbids user namespaces; in a container, --security-opt apparmor=unconfined"
 	default:
 		reason = "this container, service or security module forbids user namespaces; the table of environments in Homeward's README says how each allows them"
 	}

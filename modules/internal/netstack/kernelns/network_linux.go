@@ -13,8 +13,12 @@ import (
 // The namespace's routing, in full:
 //
 //	rule 1: from the TUN   → table inbound: our addresses and our clients', else nothing
-//	rule 2: from ourselves → table local
-//	rule 3: from ourselves → table main: everything leaves by the TUN
+//	rule 2: from the TUN   → nothing
+//	rule 3: from ourselves → table local
+//	rule 4: from ourselves → table main: everything leaves by the TUN
+//
+// Rule 2 is for link-local and multicast destinations of IPv6, for which the
+// kernel overlooks a blackhole in a table, since that is on no interface.
 //
 // The rule for table local that the kernel begins with comes first, and with
 // it a host whose settings new namespaces inherit (route_localnet, ip_forward,
@@ -24,7 +28,8 @@ const (
 	inboundTable = 100
 
 	inboundPriority = 1
-	localPriority   = 2
+	nothingPriority = 2
+	localPriority   = 3
 
 	loopbackIndex = 1
 
@@ -42,14 +47,14 @@ var families = []uint8{unix.AF_INET, unix.AF_INET6}
 
 // prepare sets up the namespace's interfaces and rules. The TUN is up then.
 func (n *namespace) prepare(mtu int, ipv6 bool) error {
-	if err := n.setLink(loopbackIndex, unix.IFF_UP, nil); err != nil {
+	if err := n.setLink(loopbackIndex, unix.IFF_UP, unix.IFF_UP, nil); err != nil {
 		return fmt.Errorf("bringing up the loopback: %w", err)
 	}
 	if ipv6 {
 		// Without link-local addresses nothing leaves the TUN that nobody
 		// has asked for: no router solicitation, no group report. A kernel
 		// without IPv6 refuses.
-		if err := n.setLink(n.index, 0, func(e *netlink.AttributeEncoder) {
+		if err := n.setLink(n.index, 0, 0, func(e *netlink.AttributeEncoder) {
 			e.Nested(unix.IFLA_AF_SPEC, func(e *netlink.AttributeEncoder) error {
 				e.Nested(unix.AF_INET6, func(e *netlink.AttributeEncoder) error {
 					e.Uint8(unix.IFLA_INET6_ADDR_GEN_MODE, addrGenModeNone)
@@ -64,7 +69,9 @@ func (n *namespace) prepare(mtu int, ipv6 bool) error {
 	if err := n.setMTU(mtu); err != nil {
 		return err
 	}
-	if err := n.setLink(n.index, unix.IFF_UP, func(e *netlink.AttributeEncoder) {
+	// Nor does a router announce itself, which a host with forwarding would
+	// make of us, where there is no multicast.
+	if err := n.setLink(n.index, unix.IFF_UP, unix.IFF_UP|unix.IFF_MULTICAST, func(e *netlink.AttributeEncoder) {
 		e.Uint32(unix.IFLA_TXQLEN, queueLength)
 	}); err != nil {
 		return fmt.Errorf("bringing up the TUN: %w", err)
@@ -86,6 +93,7 @@ func (n *namespace) prepareRules(family uint8) error {
 	}
 	for _, r := range []rule{
 		{family: family, priority: inboundPriority, table: inboundTable, from: deviceName},
+		{family: family, priority: nothingPriority, from: deviceName},
 		{family: family, priority: localPriority, table: unix.RT_TABLE_LOCAL},
 	} {
 		if err := n.changeRule(unix.RTM_NEWRULE, netlink.Create|netlink.Excl, r); err != nil {
@@ -99,12 +107,12 @@ func (n *namespace) prepareRules(family uint8) error {
 	return nil
 }
 
-// setLink changes an interface: flags that are to be on, and attributes.
-func (n *namespace) setLink(index uint32, flags uint32, attributes func(*netlink.AttributeEncoder)) error {
+// setLink changes an interface: those flags that are in change, and attributes.
+func (n *namespace) setLink(index, flags, change uint32, attributes func(*netlink.AttributeEncoder)) error {
 	fixed := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(fixed[4:], index)
 	binary.NativeEndian.PutUint32(fixed[8:], flags)
-	binary.NativeEndian.PutUint32(fixed[12:], flags)
+	binary.NativeEndian.PutUint32(fixed[12:], change)
 	return n.netlink.change(unix.RTM_NEWLINK, 0, fixed, func(e *netlink.AttributeEncoder) {
 		if attributes != nil {
 			attributes(e)
@@ -114,7 +122,7 @@ func (n *namespace) setLink(index uint32, flags uint32, attributes func(*netlink
 
 // setMTU sets the size of the largest packet on the TUN.
 func (n *namespace) setMTU(mtu int) error {
-	if err := n.setLink(n.index, 0, func(e *netlink.AttributeEncoder) {
+	if err := n.setLink(n.index, 0, 0, func(e *netlink.AttributeEncoder) {
 		e.Uint32(unix.IFLA_MTU, uint32(mtu))
 	}); err != nil {
 		return fmt.Errorf("setting the TUN's MTU: %w", err)
@@ -232,16 +240,19 @@ func (n *namespace) changeRoute(kind netlink.HeaderType, flags netlink.HeaderFla
 type rule struct {
 	family   uint8
 	priority uint32
-	table    uint8
+	table    uint8  // 0 drops the packet
 	from     string // the interface that packets come in by; "" is any
 }
 
 func (n *namespace) changeRule(kind netlink.HeaderType, flags netlink.HeaderFlags, r rule) error {
-	const toTable = 1 // FR_ACT_TO_TBL
+	const toTable, blackhole = 1, 6 // FR_ACT_TO_TBL, FR_ACT_BLACKHOLE
 	fixed := make([]byte, 12)
 	fixed[0] = r.family
 	fixed[4] = r.table
 	fixed[7] = toTable
+	if r.table == 0 {
+		fixed[7] = blackhole
+	}
 	return n.netlink.change(kind, flags, fixed, func(e *netlink.AttributeEncoder) {
 		e.Uint32(unix.FRA_PRIORITY, r.priority)
 		if r.from != "" {

@@ -101,7 +101,10 @@ func tune() {
 		// (RFC 6191), and there are twice as many.
 		{"ipv4/tcp_tw_reuse", "1"},
 		{"ipv4/ip_local_port_range", "1024 65535"},
-		// Where new namespaces inherit the host's settings, IPv6 may be off.
+		// Where new namespaces inherit the host's settings, it may be that of
+		// a router, or without IPv6.
+		{"ipv6/conf/all/forwarding", "0"},
+		{"ipv6/conf/default/forwarding", "0"},
 		{"ipv6/conf/all/disable_ipv6", "0"},
 		{"ipv6/conf/default/disable_ipv6", "0"},
 		{"ipv6/conf/lo/disable_ipv6", "0"},
