@@ -225,3 +225,38 @@ func TestServiceUnit(t *testing.T) {
 		t.Errorf("exposure above 3.0: %v\n%s", err, out)
 	}
 }
+
+// TestAppArmorProfile has AppArmor itself read the profile, and compares it with
+// the unit.
+func TestAppArmorProfile(t *testing.T) {
+	profile, err := os.ReadFile("apparmor/homeward")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit, err := os.ReadFile("homeward.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	attached := regexp.MustCompile(`(?m)^profile homeward (\S+) flags=\(unconfined\) \{\n  userns,$`).FindSubmatch(profile)
+	started := regexp.MustCompile(`(?m)^ExecStart=(\S+)`).FindSubmatch(unit)
+	if attached == nil || started == nil || !bytes.Equal(attached[1], started[1]) {
+		t.Errorf("the profile is for %q, and the unit starts %q", attached, started)
+	}
+
+	parser, err := exec.LookPath("apparmor_parser")
+	if err != nil {
+		t.Skip("left out: needs apparmor_parser, which is not installed")
+	}
+	version := output(t, parser, "--version")
+	if old := regexp.MustCompile(`version [1-3]\.`).MatchString(version); old {
+		// It does not know the rule, nor the release that brought it.
+		profile = regexp.MustCompile(`(?m)^abi .*$|^  userns,$`).ReplaceAll(profile, nil)
+	}
+	file := filepath.Join(t.TempDir(), "homeward")
+	if err := os.WriteFile(file, profile, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := shell(t, parser, "--skip-cache", "-Q", "--skip-kernel-load", file).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
