@@ -131,7 +131,7 @@ func TestHolderReplaced(t *testing.T) {
 	if len(seen) < 4 {
 		t.Errorf("only %d holders were seen", len(seen))
 	}
-	if got := logs.FilterMessageSnippet("its partner has started another").Len(); got != 4 {
+	if got := logs.FilterMessageSnippet("its partner starts another").Len(); got != 4 {
 		t.Errorf("%d lines in the log, want 4", got)
 	}
 }

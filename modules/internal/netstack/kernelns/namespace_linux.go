@@ -44,6 +44,9 @@ type namespace struct {
 	closed  bool
 	isLost  bool
 
+	// replenishing is held by who starts servers.
+	replenishing sync.Mutex
+
 	// lost is closed when the last server is gone before close.
 	lost     chan struct{}
 	watching sync.WaitGroup
@@ -211,49 +214,75 @@ func (n *namespace) addServer(fd int) error {
 func (n *namespace) watch(s *server) {
 	<-s.ended
 	s.end()
-	n.mu.Lock()
-	n.servers = slices.DeleteFunc(n.servers, func(other *server) bool { return other == s })
-	left, closed := slices.Clone(n.servers), n.closed
-	n.mu.Unlock()
-	if closed {
-		return
-	}
-	for _, other := range left {
-		fds, err := other.ask(holder.Request{Op: holder.OpServe}, 1)
+	n.replenish()
+}
+
+// replenish takes the dead out of the servers and has the living start others
+// for them, until there are two. When it returns, there is a living one or the
+// namespace is lost.
+func (n *namespace) replenish() {
+	n.replenishing.Lock()
+	defer n.replenishing.Unlock()
+	for {
+		n.mu.Lock()
+		n.servers = slices.DeleteFunc(n.servers, func(s *server) bool {
+			if !s.isDead() {
+				return false
+			}
+			if !n.closed {
+				n.logger.Warn("a process that holds the tunnel's network namespace has died; its partner starts another", zap.Int("pid", s.pid))
+			}
+			return true
+		})
+		servers := slices.Clone(n.servers)
+		switch {
+		case n.closed, len(servers) >= 2:
+			n.mu.Unlock()
+			return
+		case len(servers) == 0:
+			if !n.isLost {
+				n.isLost = true
+				close(n.lost)
+			}
+			n.mu.Unlock()
+			return
+		}
+		n.mu.Unlock()
+		fds, err := servers[0].ask(holder.Request{Op: holder.OpServe}, 1)
 		if err == nil {
 			err = n.addServer(fds[0])
 		}
-		if err == nil {
-			n.logger.Warn("a process that holds the tunnel's network namespace has died; its partner has started another", zap.Int("pid", s.pid))
+		if err != nil && !servers[0].isDead() {
+			// The next death, or the next dial that finds nobody, tries again.
+			n.logger.Warn("starting another process that holds the tunnel's network namespace", zap.Error(err))
 			return
 		}
-		if !errors.Is(err, net.ErrClosed) {
-			n.logger.Warn("a process that holds the tunnel's network namespace has died, and its partner cannot start another", zap.Int("pid", s.pid), zap.Error(err))
-		}
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if len(n.servers) == 0 && !n.closed && !n.isLost {
-		n.isLost = true
-		close(n.lost)
 	}
 }
 
 // sockets makes blank sockets, at least one.
 func (n *namespace) sockets(domain, kind, count int) ([]int, error) {
 	request := holder.Request{Op: holder.OpSocket, Domain: int32(domain), Type: int32(kind), Count: uint32(count)}
-	n.mu.Lock()
-	servers, closed := slices.Clone(n.servers), n.closed
-	n.mu.Unlock()
-	if closed {
-		return nil, net.ErrClosed
-	}
 	err := error(errLost)
-	for _, s := range servers {
-		var fds []int
-		if fds, err = s.ask(request, 1); err == nil {
-			return fds, nil
+	// When all that were known have died, one that they had started may have
+	// come meanwhile.
+	for range 3 {
+		n.mu.Lock()
+		servers, closed := slices.Clone(n.servers), n.closed
+		n.mu.Unlock()
+		if closed {
+			return nil, net.ErrClosed
 		}
+		for _, s := range servers {
+			var fds []int
+			if fds, err = s.ask(request, 1); err == nil {
+				return fds, nil
+			}
+		}
+		if !errors.Is(err, errLost) {
+			break
+		}
+		n.replenish()
 	}
 	return nil, err
 }

@@ -77,7 +77,10 @@ func (s *server) ask(request holder.Request, wanted int) ([]int, error) {
 	s.asking.Lock()
 	defer s.asking.Unlock()
 	if err := holder.Ask(s.control, request); err != nil {
-		return nil, err
+		// It is gone, which its end will say in a moment.
+		s.control.Close()
+		<-s.ended
+		return nil, errLost
 	}
 	late := time.NewTimer(answerTimeout)
 	defer late.Stop()
@@ -88,8 +91,19 @@ func (s *server) ask(request holder.Request, wanted int) ([]int, error) {
 	case <-late.C:
 		// Its answer must not be taken for that to the next question.
 		s.control.Close()
+		<-s.ended
 	}
 	return nil, errLost
+}
+
+// isDead says whether the holder is gone, or given up.
+func (s *server) isDead() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // taken is the descriptors of an answer, or why there are none.
