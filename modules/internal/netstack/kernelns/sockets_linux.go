@@ -15,9 +15,10 @@ import (
 // unsentMax is how many bytes that TCP has not sent yet a connection takes
 // (TCP_NOTSENT_LOWAT). What has been sent is bounded by the path; more than
 // this on top would only wait here, in front of everything that the client
-// does next. It covers what the slowest wake-up of a busy machine takes at a
-// gigabit per second, 2 ms.
-const unsentMax = 256 << 10
+// does next. Less costs throughput where losses are to be repaired: with BBR at
+// 433 Mbit/s over 31 ms and 1 % loss, 256 KiB carried 272 Mbit/s, 1 MiB 306 and
+// no bound 313.
+const unsentMax = 1 << 20
 
 // openSockets are a stack's sockets, which end with it.
 type openSockets struct {
