@@ -2,6 +2,7 @@ package kernelns
 
 import (
 	"net"
+	"net/netip"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -95,6 +96,19 @@ func newStocks(n *namespace) stocks {
 		tcp4: kind(unix.AF_INET, unix.SOCK_STREAM), tcp6: kind(unix.AF_INET6, unix.SOCK_STREAM),
 		udp4: kind(unix.AF_INET, unix.SOCK_DGRAM), udp6: kind(unix.AF_INET6, unix.SOCK_DGRAM),
 	}
+}
+
+// of is the stock for sockets of a kind with addresses like this one.
+func (s stocks) of(kind int, address netip.Addr) *blanks {
+	switch {
+	case kind == unix.SOCK_STREAM && address.Is4():
+		return s.tcp4
+	case kind == unix.SOCK_STREAM:
+		return s.tcp6
+	case address.Is4():
+		return s.udp4
+	}
+	return s.udp6
 }
 
 func (s stocks) close() {

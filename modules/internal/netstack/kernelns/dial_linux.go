@@ -29,42 +29,21 @@ func (s *Stack) DialTCP(ctx context.Context, local, remote netip.AddrPort) (nets
 }
 
 func (s *Stack) dialTCP(ctx context.Context, local, remote netip.AddrPort) (*tcpConn, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if err := netstack.CheckDial(*s.addresses.Load(), local, remote); err != nil {
-		return nil, err
-	}
-	p := s.place.Load()
-	domain, stock := unix.AF_INET, p.stocks.tcp4
-	if remote.Addr().Is6() {
-		domain, stock = unix.AF_INET6, p.stocks.tcp6
-	}
-	fd, err := stock.take()
+	d, err := s.prepareDial(ctx, unix.SOCK_STREAM, local, remote)
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), "tcp")
-	defer file.Close()
+	defer d.file.Close()
 	// Without it the connection works as well.
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentMax)
-	client, err := s.bindSource(p, fd, domain, local)
+	_ = unix.SetsockoptInt(d.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentMax)
+	conn, err := d.connected(s.connect(ctx, d.file, d.fd, sockaddr(remote, d.domain)))
 	if err != nil {
 		return nil, err
 	}
-	if err := s.connect(ctx, file, fd, sockaddr(remote, domain)); err != nil {
-		client.leave()
-		return nil, err
-	}
-	conn, err := net.FileConn(file)
-	if err != nil {
-		client.leave()
-		return nil, err
-	}
-	added, err := s.open.addTCP(conn.(*net.TCPConn), client)
+	added, err := s.open.addTCP(conn.(*net.TCPConn), d.client)
 	if err != nil {
 		conn.Close()
-		client.leave()
+		d.client.leave()
 	}
 	return added, err
 }
@@ -84,6 +63,33 @@ func (s *Stack) DialUDP(ctx context.Context, local, remote netip.AddrPort) (nets
 }
 
 func (s *Stack) dialUDP(ctx context.Context, local, remote netip.AddrPort) (*udpConn, error) {
+	d, err := s.prepareDial(ctx, unix.SOCK_DGRAM, local, remote)
+	if err != nil {
+		return nil, err
+	}
+	defer d.file.Close()
+	conn, err := d.connected(unix.Connect(d.fd, sockaddr(remote, d.domain)))
+	if err != nil {
+		return nil, err
+	}
+	added, err := s.open.addUDP(conn.(*net.UDPConn), d.client)
+	if err != nil {
+		conn.Close()
+		d.client.leave()
+	}
+	return added, err
+}
+
+// dialing is a socket that has its source and is to be connected.
+type dialing struct {
+	file   *os.File
+	fd     int // file's
+	domain int
+	client *clientRef
+}
+
+// prepareDial takes a socket for a dial that may lead somewhere.
+func (s *Stack) prepareDial(ctx context.Context, kind int, local, remote netip.AddrPort) (*dialing, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -91,35 +97,29 @@ func (s *Stack) dialUDP(ctx context.Context, local, remote netip.AddrPort) (*udp
 		return nil, err
 	}
 	p := s.place.Load()
-	domain, stock := unix.AF_INET, p.stocks.udp4
-	if remote.Addr().Is6() {
-		domain, stock = unix.AF_INET6, p.stocks.udp6
-	}
+	stock := p.stocks.of(kind, remote.Addr())
 	fd, err := stock.take()
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), "udp")
-	defer file.Close()
-	client, err := s.bindSource(p, fd, domain, local)
-	if err != nil {
+	d := &dialing{file: os.NewFile(uintptr(fd), "socket"), fd: fd, domain: stock.domain}
+	if d.client, err = s.bindSource(p, fd, d.domain, local); err != nil {
+		d.file.Close()
 		return nil, err
 	}
-	if err := unix.Connect(fd, sockaddr(remote, domain)); err != nil {
-		client.leave()
-		return nil, err
+	return d, nil
+}
+
+// connected makes a connection of the socket, unless connecting it has failed.
+func (d *dialing) connected(err error) (net.Conn, error) {
+	var conn net.Conn
+	if err == nil {
+		conn, err = net.FileConn(d.file)
 	}
-	conn, err := net.FileConn(file)
 	if err != nil {
-		client.leave()
-		return nil, err
+		d.client.leave()
 	}
-	added, err := s.open.addUDP(conn.(*net.UDPConn), client)
-	if err != nil {
-		conn.Close()
-		client.leave()
-	}
-	return added, err
+	return conn, err
 }
 
 // bindSource gives a socket the local address that is asked for, if any.

@@ -60,10 +60,7 @@ func (s *Stack) ListenTCP(local netip.AddrPort) (netstack.TCPListener, error) {
 }
 
 func listenTCP(p *place, local netip.AddrPort) (*net.TCPListener, error) {
-	domain, stock := unix.AF_INET6, p.stocks.tcp6
-	if local.Addr().Is4() {
-		domain, stock = unix.AF_INET, p.stocks.tcp4
-	}
+	stock := p.stocks.of(unix.SOCK_STREAM, local.Addr())
 	fd, err := stock.take()
 	if err != nil {
 		return nil, err
@@ -76,7 +73,7 @@ func listenTCP(p *place, local netip.AddrPort) (*net.TCPListener, error) {
 	}
 	// What is accepted inherits it.
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentMax)
-	if err := bindListener(fd, domain, local); err != nil {
+	if err := bindListener(fd, stock.domain, local); err != nil {
 		return nil, err
 	}
 	if err := unix.Listen(fd, listenBacklog); err != nil {
@@ -118,18 +115,14 @@ func (s *Stack) listenUDP(local netip.AddrPort) (*udpConn, error) {
 	if err := netstack.CheckListen(*s.addresses.Load(), local); err != nil {
 		return nil, err
 	}
-	p := s.place.Load()
-	domain, stock := unix.AF_INET6, p.stocks.udp6
-	if local.Addr().Is4() {
-		domain, stock = unix.AF_INET, p.stocks.udp4
-	}
+	stock := s.place.Load().stocks.of(unix.SOCK_DGRAM, local.Addr())
 	fd, err := stock.take()
 	if err != nil {
 		return nil, err
 	}
 	file := os.NewFile(uintptr(fd), "udp")
 	defer file.Close()
-	if err := bindListener(fd, domain, local); err != nil {
+	if err := bindListener(fd, stock.domain, local); err != nil {
 		return nil, err
 	}
 	conn, err := net.FilePacketConn(file)
