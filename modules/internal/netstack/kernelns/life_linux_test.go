@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,6 +20,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
 // ownerEnv makes the test binary a program that has a stack and waits to be
@@ -387,4 +390,29 @@ func TestCongestionControl(t *testing.T) {
 	if got := sending(); got == "" || got == "nosuch" {
 		t.Errorf("sends with %q", got)
 	}
+}
+
+// TestFailedChange changes the addresses in a way that fails half-way: nothing
+// of it is left.
+func TestFailedChange(t *testing.T) {
+	s, _ := newTestStack(t)
+	p := s.place.Load()
+	added := netip.MustParsePrefix("10.78.0.1/24")
+	// The addresses come before the routes, and no route can have this.
+	next := s.wanted
+	next.addresses = append(slices.Clone(next.addresses), added)
+	next.congestion = "nosuch"
+	s.mu.Lock()
+	err := s.change(next)
+	s.mu.Unlock()
+	if err == nil {
+		t.Fatal("the change was taken")
+	}
+	if netstack.HasAddress(p.addresses, added.Addr()) {
+		t.Errorf("%v is still among %v", added, p.addresses)
+	}
+	if _, err := listenTCP(p, netip.AddrPortFrom(added.Addr(), 0)); !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		t.Errorf("listening on the address: %v", err)
+	}
+	loop(t, s)
 }

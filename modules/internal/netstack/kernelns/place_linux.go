@@ -49,7 +49,8 @@ func newPlace(w wanted, logger *zap.Logger) (_ *place, err error) {
 		p.ipv6 = true
 		unix.Close(fd)
 	}
-	if err := n.prepare(deviceMTU(w.mtu), p.ipv6); err != nil {
+	p.mtu = deviceMTU(w.mtu)
+	if err := n.prepare(p.mtu, p.ipv6); err != nil {
 		return nil, err
 	}
 	return p, p.set(w)
@@ -66,6 +67,8 @@ func (p *place) set(w wanted) error {
 			if err := p.addAddress(prefix.Addr()); err != nil {
 				return fmt.Errorf("adding address %v: %w", prefix.Addr(), explainAddress(err))
 			}
+			// At once, so that it is taken away again if the rest fails.
+			p.addresses = append(p.addresses, prefix)
 		}
 	}
 	if mtu := deviceMTU(w.mtu); mtu != p.mtu {
@@ -80,6 +83,7 @@ func (p *place) set(w wanted) error {
 			if err := p.setRoute(r); err != nil {
 				return fmt.Errorf("adding a route to %v: %w", r.to, err)
 			}
+			p.routes = append(slices.DeleteFunc(p.routes, r.same), r)
 		}
 	}
 	var errs []error
