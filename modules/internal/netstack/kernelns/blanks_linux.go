@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack/kernelns/holder"
 )
 
 // blanksKept is how many sockets of a kind wait to be used, so that a dial
@@ -74,7 +76,7 @@ func (b *blanks) put(fds []int) {
 		b.stock = append(b.stock, fds[:room]...)
 	}
 	b.mu.Unlock()
-	closeAll(fds[room:])
+	holder.CloseAll(fds[room:])
 }
 
 func (b *blanks) close() {
@@ -83,7 +85,7 @@ func (b *blanks) close() {
 	stock := b.stock
 	b.stock = nil
 	b.mu.Unlock()
-	closeAll(stock)
+	holder.CloseAll(stock)
 	b.fills.Wait()
 }
 

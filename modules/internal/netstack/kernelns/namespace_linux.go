@@ -306,9 +306,3 @@ func (n *namespace) close() {
 		n.pinger.close()
 	}
 }
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
-}

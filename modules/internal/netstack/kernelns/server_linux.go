@@ -43,7 +43,7 @@ func newServer(fd int) (*server, error) {
 	go s.receive()
 	select {
 	case hello := <-s.answers:
-		closeAll(hello.fds)
+		holder.CloseAll(hello.fds)
 		s.pid, s.confined = int(hello.reply.PID), hello.reply.Confined
 		return s, nil
 	case <-s.ended:
@@ -65,7 +65,7 @@ func (s *server) receive() {
 		case s.answers <- answer{reply, fds}:
 		default:
 			// Two answers to one question: it is not what it should be.
-			closeAll(fds)
+			holder.CloseAll(fds)
 			return
 		}
 	}
@@ -110,10 +110,10 @@ func (s *server) isDead() bool {
 func (a answer) taken(wanted int) ([]int, error) {
 	switch {
 	case a.reply.Errno != 0:
-		closeAll(a.fds)
+		holder.CloseAll(a.fds)
 		return nil, a.reply.Errno
 	case len(a.fds) < wanted:
-		closeAll(a.fds)
+		holder.CloseAll(a.fds)
 		// The kernel leaves out those that this process has no room for.
 		return nil, syscall.EMFILE
 	}
@@ -138,7 +138,7 @@ func (s *server) end() {
 	s.control.Close()
 	select {
 	case left := <-s.answers:
-		closeAll(left.fds)
+		holder.CloseAll(left.fds)
 	default:
 	}
 	s.reap()

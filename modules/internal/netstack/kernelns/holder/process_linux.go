@@ -91,7 +91,7 @@ func answer(handle func(Request) ([]int, error)) {
 			part := reply
 			part.part = true
 			err := unix.Sendmsg(controlFD, part.marshal(), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-			closeAll(fds)
+			CloseAll(fds)
 			if err != nil {
 				return
 			}

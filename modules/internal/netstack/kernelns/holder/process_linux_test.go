@@ -40,7 +40,7 @@ func TestOnlyEndOfFileEnds(t *testing.T) {
 	}
 	socket := Request{Op: OpSocket, Domain: unix.AF_INET, Type: unix.SOCK_STREAM}
 	_, fds := ask(socket)
-	closeAll(fds)
+	CloseAll(fds)
 	bombard(t, cmd.Process.Pid)
 	_, fds = ask(Request{Op: OpServe})
 	setup := control
@@ -54,7 +54,7 @@ func TestOnlyEndOfFileEnds(t *testing.T) {
 	}
 	bombard(t, int(hello.PID))
 	_, fds = ask(socket)
-	closeAll(fds)
+	CloseAll(fds)
 
 	for _, c := range []interface{ Close() error }{setup, control} {
 		if err := c.Close(); err != nil {

@@ -138,9 +138,9 @@ func Receive(control *net.UnixConn) (Reply, []int, error) {
 		return reply, fds, err
 	}
 	reply, more, err := receive(control)
-	closeAll(more)
+	CloseAll(more)
 	if err != nil {
-		closeAll(fds)
+		CloseAll(fds)
 		return Reply{}, nil, err
 	}
 	return reply, fds, nil
@@ -162,7 +162,7 @@ func receive(control *net.UnixConn) (Reply, []int, error) {
 	}
 	var reply Reply
 	if err := reply.unmarshal(data[:n]); err != nil {
-		closeAll(fds)
+		CloseAll(fds)
 		return Reply{}, nil, err
 	}
 	return reply, fds, nil
@@ -184,13 +184,14 @@ func descriptors(oob []byte) ([]int, error) {
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
-		closeAll(all)
+		CloseAll(all)
 		return nil, err
 	}
 	return all, nil
 }
 
-func closeAll(fds []int) {
+// CloseAll closes descriptors, such as those of an answer.
+func CloseAll(fds []int) {
 	for _, fd := range fds {
 		_ = unix.Close(fd)
 	}
