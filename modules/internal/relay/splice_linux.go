@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,6 +45,7 @@ func (s *Stream) move(dst, src Conn, count *atomic.Uint64) (readErr, writeErr er
 		return s.pump(dst, src, count)
 	}
 	d := &direction{stream: s, count: count, src: src, dst: dst, in: in, out: out, bulk: bulk <= 0}
+	d.unsent.bytes = unsentBegin
 	return d.run()
 }
 
@@ -90,6 +92,7 @@ type direction struct {
 
 	pipe   *pipe
 	inPipe int
+	unsent unsentBound
 	buf    *[]byte
 	inBuf  int
 	end    bool
@@ -140,6 +143,7 @@ func (d *direction) fill(fd uintptr) bool {
 	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), *d.buf) })
 	if err == unix.EAGAIN {
 		d.release()
+		d.unsent.starved()
 		return false
 	}
 	d.inBuf, d.end, d.err = max(n, 0), n == 0 && err == nil, os.NewSyscallError("read", err)
@@ -181,6 +185,7 @@ func (d *direction) drain(fd uintptr) bool {
 		// last segment back.
 		n, err := splice(d.pipe.r, int(fd), d.inPipe)
 		if err == unix.EAGAIN {
+			d.unsent.full(fd, time.Now())
 			return false
 		}
 		if err == nil && n == 0 {
@@ -194,6 +199,7 @@ func (d *direction) drain(fd uintptr) bool {
 		d.count.Add(uint64(n))
 		d.stream.spliced.Add(uint64(n))
 		d.stream.touch()
+		d.unsent.taken += n
 	}
 	return true
 }
