@@ -79,29 +79,6 @@ func BenchmarkCoalesce(b *testing.B) {
 	}
 }
 
-// BenchmarkVerify measures what the look at the checksum of a packet costs
-// that WireGuard has just decrypted: in the first level of cache, in the second
-// (a batch), and in neither.
-func BenchmarkVerify(b *testing.B) {
-	for _, packets := range []int{1, 128, 1 << 15} {
-		b.Run(fmt.Sprintf("packets=%d", packets), func(b *testing.B) {
-			s, unit := superpacket(false)
-			packet := s.cut(unit)[0]
-			pool := make([][]byte, packets)
-			for i := range pool {
-				pool[i] = append(make([]byte, 0, 2048), packet...)
-			}
-			b.SetBytes(int64(unit))
-			for i := 0; b.Loop(); i++ {
-				if !hasRightSums(pool[i%packets], ip4Len) {
-					b.Fatal("a right checksum is called wrong")
-				}
-			}
-			perGiB(b, unit)
-		})
-	}
-}
-
 // perGiB reports what 1 GiB of payload costs, for size bytes of it in each
 // iteration.
 func perGiB(b *testing.B, size int) {

@@ -61,13 +61,3 @@ func addressesOf(packet []byte, ipLen int) []byte {
 	}
 	return packet[8:40]
 }
-
-// hasRightSums says whether the checksums of a packet of plain TCP are right:
-// that of the IPv4 header and that of the segment.
-func hasRightSums(packet []byte, ipLen int) bool {
-	if ipLen == ip4Len && fold(sum(packet[:ip4Len], 0)) != 0xffff {
-		return false
-	}
-	segment := packet[ipLen:]
-	return fold(sum(segment, pseudoSum(addressesOf(packet, ipLen), len(segment)))) == 0xffff
-}

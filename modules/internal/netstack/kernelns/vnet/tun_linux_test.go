@@ -34,7 +34,6 @@ func needTUN(t *testing.T) {
 func TestKernelTCP(t *testing.T) {
 	needTUN(t)
 	const mtu, size = 1420, 16 << 20
-	damage := func(packet []byte) { packet[500] ^= 1 }
 	mark := func(packet []byte) {
 		if packet[0]>>4 == 6 {
 			packet[1] |= 0x30
@@ -49,18 +48,15 @@ func TestKernelTCP(t *testing.T) {
 		mtu     int // of the cable
 
 		// change is made to one of 500 large packets.
-		change    func([]byte)
-		isDamaged bool
-		isMarked  bool
+		change   func([]byte)
+		isMarked bool
 	}{
-		{"IPv4", "10.77.0.2", mtu, nil, false, false},
-		{"IPv6", "fd00::2", mtu, nil, false, false},
-		{"IPv4 with a smaller MTU", "10.77.0.2", 1280, nil, false, false},
-		{"IPv6 with a smaller MTU", "fd00::2", 1280, nil, false, false},
-		{"IPv4 with damaged packets", "10.77.0.2", mtu, damage, true, false},
-		{"IPv6 with damaged packets", "fd00::2", mtu, damage, true, false},
-		{"IPv4 with congestion marks", "10.77.0.2", mtu, mark, false, true},
-		{"IPv6 with congestion marks", "fd00::2", mtu, mark, false, true},
+		{"IPv4", "10.77.0.2", mtu, nil, false},
+		{"IPv6", "fd00::2", mtu, nil, false},
+		{"IPv4 with a smaller MTU", "10.77.0.2", 1280, nil, false},
+		{"IPv6 with a smaller MTU", "fd00::2", 1280, nil, false},
+		{"IPv4 with congestion marks", "10.77.0.2", mtu, mark, true},
+		{"IPv6 with congestion marks", "fd00::2", mtu, mark, true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -79,12 +75,8 @@ func TestKernelTCP(t *testing.T) {
 			if test.change != nil && changed == 0 {
 				t.Error("no packet was changed on its way")
 			}
-			damaged := 0
-			if test.isDamaged {
-				damaged = changed
-			}
-			if n := server.count(t, "Tcp", "InCsumErrors"); n != damaged {
-				t.Errorf("the server saw %d wrong checksums, %d packets were damaged", n, damaged)
+			if n := server.count(t, "Tcp", "InCsumErrors"); n != 0 {
+				t.Errorf("the server saw %d wrong checksums", n)
 			}
 			if n := client.count(t, "Tcp", "InCsumErrors"); n != 0 {
 				t.Errorf("the client saw %d wrong checksums", n)
