@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
@@ -23,15 +24,21 @@ func TestTunePublic(t *testing.T) {
 	if !slices.Contains(strings.Fields(string(allowed)), publictcp.BBR) {
 		t.Skip("this host does not allow bbr")
 	}
+	asItIs := func(conn net.Conn) net.Conn { return conn }
 	for _, tt := range []struct {
-		name string
-		wrap func(net.Conn) net.Conn
+		name   string
+		wrap   func(net.Conn) net.Conn
+		nearby time.Duration
+		want   string
 	}{
-		{"plain", func(conn net.Conn) net.Conn { return conn }},
-		{"tls in layer4", func(conn net.Conn) net.Conn { return tls.Server(conn, new(tls.Config)) }},
-		{"layer4 in layer4", func(conn net.Conn) net.Conn { return layer4.WrapConnection(conn, nil, zap.NewNop()) }},
+		{"plain", asItIs, 0, publictcp.BBR},
+		{"tls in layer4", func(conn net.Conn) net.Conn { return tls.Server(conn, new(tls.Config)) }, 0, publictcp.BBR},
+		{"layer4 in layer4", func(conn net.Conn) net.Conn { return layer4.WrapConnection(conn, nil, zap.NewNop()) }, 0, publictcp.BBR},
+		{"a client that is near", asItIs, time.Minute, "reno"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			defer func(before time.Duration) { nearby = before }(nearby)
+			nearby = tt.nearby
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
@@ -61,8 +68,11 @@ func TestTunePublic(t *testing.T) {
 			h := &Handler{logger: zap.NewNop()}
 			h.tunePublic(layer4.WrapConnection(tt.wrap(conn), nil, zap.NewNop()))
 			_ = raw.Control(func(fd uintptr) {
-				if got, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || got != publictcp.BBR {
-					t.Errorf("the connection has %q (%v)", got, err)
+				if got, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || got != tt.want {
+					t.Errorf("the connection has %q (%v), want %q", got, err, tt.want)
+				}
+				if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT); err != nil || got <= 0 {
+					t.Errorf("its unsent bytes are bounded at %d (%v)", got, err)
 				}
 			})
 		})

@@ -9,11 +9,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setOptions sets both options of a socket.
-func setOptions(fd uintptr, algorithm string) error {
+// boundUnsent bounds what waits unsent in a socket.
+func boundUnsent(fd uintptr) {
 	// Not every kind of socket has it (Multipath TCP only since Linux 6.9), and
 	// all work without.
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
+}
+
+// roundTrip returns the smoothed round-trip time of a socket, in microseconds.
+func roundTrip(fd uintptr) (micros uint32, err error) {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return 0, err
+	}
+	return info.Rtt, nil
+}
+
+// setOptions sets both options of a socket.
+func setOptions(fd uintptr, algorithm string) error {
+	boundUnsent(fd)
 
 	// Asking for what the socket has already is always allowed.
 	return unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, algorithm)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"syscall"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -63,6 +64,28 @@ func Tune(logger *zap.Logger, conn *net.TCPConn, algorithm string) {
 	}
 	logger.Info("keeping the host's congestion control for clients",
 		append(present(conn), zap.String("wanted", algorithm), zap.Error(err), zap.String("remedy", remedy(algorithm, err)))...)
+}
+
+// BoundUnsent bounds what waits unsent in conn, as Tune does, and leaves its
+// congestion control alone.
+func BoundUnsent(conn *net.TCPConn) {
+	if raw, err := conn.SyscallConn(); err == nil {
+		_ = raw.Control(boundUnsent)
+	}
+}
+
+// RTT returns the round-trip time of conn as TCP knows it, which for a
+// connection that was just accepted is that of the handshake. Only Linux tells.
+func RTT(conn *net.TCPConn) (rtt time.Duration, known bool) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	var micros uint32
+	if e := raw.Control(func(fd uintptr) { micros, err = roundTrip(fd) }); e != nil || err != nil || micros == 0 {
+		return 0, false
+	}
+	return time.Duration(micros) * time.Microsecond, true
 }
 
 // set makes conn use the congestion control and bounds its unsent data.
