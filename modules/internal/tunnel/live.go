@@ -26,7 +26,9 @@ type live struct {
 	reason string      // why it is this stack
 	device *device.Device
 	bind   *wgbind.Bind
-	port   uint16 // the port in use, never 0
+	out    *window // of the packets to peers
+	in     *window // of the packets from peers
+	port   uint16  // the port in use, never 0
 	paths  *paths
 
 	since time.Time // when the tunnel came up
@@ -52,6 +54,8 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		choice:   config.Stack,
 		reason:   reason,
 		bind:     wgbind.New(),
+		out:      newWindow(windowSize),
+		in:       newWindow(windowSize),
 		since:    time.Now(),
 		config:   config,
 		presence: make(map[PublicKey]*presence),
@@ -66,7 +70,7 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		padded.mtu.Store(int32(mtu))
 		return nil
 	}, l.log)
-	l.device = device.NewDevice(padded, l.bind, deviceLogger(logger, l.uncross))
+	l.device = device.NewDevice(&windowDevice{padded, l.out, l.in}, &windowBind{l.bind, l.out, l.in}, deviceLogger(logger, l.uncross))
 	if err := l.start(); err != nil {
 		l.paths.close()
 		l.device.Close()
