@@ -2,7 +2,9 @@ package kernelns
 
 import (
 	"errors"
+	"net"
 	"syscall"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -11,6 +13,54 @@ import (
 // preferredCongestion is what a stack uses where the kernel has it: it keeps
 // its rate at random loss that makes loss-based senders collapse.
 const preferredCongestion = "bbr"
+
+// nearby is the round trip below which a connection has no use for BBR: the
+// other end is in the same data centre or house, and whatever is lost, the next
+// round trip repairs. Its pacing would cost a tenth of the throughput at
+// 3 Gbit/s.
+var nearby = time.Millisecond
+
+// nearCongestions are what connections to what is near get, the first that the
+// kernel has. It always has the last.
+var nearCongestions = []string{"cubic", "reno"}
+
+// nearCongestion returns what connections to what is near get in place of a
+// congestion control that was not asked for by name, or "".
+func nearCongestion(stock *blanks, asked, used string) string {
+	if asked != "" || used != preferredCongestion {
+		return ""
+	}
+	fd, err := stock.take()
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	for _, name := range nearCongestions {
+		if unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name) == nil {
+			return name
+		}
+	}
+	return ""
+}
+
+// tune gives a new connection to what is near another congestion control.
+func (s *Stack) tune(conn *net.TCPConn) {
+	near := *s.near.Load()
+	if near == "" {
+		return
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		// The round trip is the handshake's.
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil && info.Rtt > 0 && time.Duration(info.Rtt)*time.Microsecond < nearby {
+			_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, near)
+		}
+	})
+}
 
 // congestionOf returns the congestion control to be used where name is wanted,
 // "" for the kernel's default, and tells of what could not be had.

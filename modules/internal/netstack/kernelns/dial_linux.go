@@ -40,6 +40,7 @@ func (s *Stack) dialTCP(ctx context.Context, local, remote netip.AddrPort) (*tcp
 	if err != nil {
 		return nil, err
 	}
+	s.tune(conn.(*net.TCPConn))
 	added, err := s.open.addTCP(conn.(*net.TCPConn), d.client)
 	if err != nil {
 		conn.Close()

@@ -24,8 +24,9 @@ type Config struct {
 	Addresses []netip.Prefix
 
 	// CongestionControl is how TCP sends, by the kernel's name for it. If
-	// empty, it is bbr where the kernel has it, else what the kernel's
-	// default is.
+	// empty, it is bbr where the kernel has it, but for connections whose
+	// round trip takes less than a millisecond, else what the kernel's default
+	// is.
 	CongestionControl string
 
 	// Logger gets the rare messages. If nil, there are none.

@@ -392,6 +392,48 @@ func TestCongestionControl(t *testing.T) {
 	}
 }
 
+// TestNearCongestion has connections that count as near and as far: only the
+// automatic choice makes a difference.
+func TestNearCongestion(t *testing.T) {
+	defer func(before time.Duration) { nearby = before }(nearby)
+	s, _ := newTestStack(t)
+	if s.CongestionControl() != preferredCongestion {
+		t.Skip("this kernel has no " + preferredCongestion)
+	}
+	algorithm := func(conn net.Conn) (name string) {
+		raw, err := conn.(interface {
+			SyscallConn() (syscall.RawConn, error)
+		}).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := raw.Control(func(fd uintptr) { name, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION) }); e != nil || err != nil {
+			t.Fatal(e, err)
+		}
+		return name
+	}
+	for _, tt := range []struct {
+		configured string
+		nearby     time.Duration
+		isNear     bool
+	}{
+		{"", time.Minute, true},
+		{"", 0, false},
+		{preferredCongestion, time.Minute, false},
+	} {
+		nearby = tt.nearby
+		if err := s.SetCongestionControl(tt.configured); err != nil {
+			t.Fatal(err)
+		}
+		dialed, accepted := loop(t, s)
+		for _, conn := range []net.Conn{dialed, accepted} {
+			if got := algorithm(conn); slices.Contains(nearCongestions, got) != tt.isNear || !tt.isNear && got != preferredCongestion {
+				t.Errorf("with %q configured, nearer than %s: it sends with %s", tt.configured, tt.nearby, got)
+			}
+		}
+	}
+}
+
 // TestFailedChange changes the addresses in a way that fails half-way: nothing
 // of it is left.
 func TestFailedChange(t *testing.T) {

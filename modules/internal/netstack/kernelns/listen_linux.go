@@ -24,6 +24,7 @@ type tcpListener struct {
 	open   *openSockets
 	local  netip.AddrPort
 	logger *zap.Logger
+	tune   func(*net.TCPConn)
 
 	mu       sync.Mutex
 	listener *net.TCPListener
@@ -44,7 +45,7 @@ func (s *Stack) ListenTCP(local netip.AddrPort) (netstack.TCPListener, error) {
 	if err != nil {
 		return fail(err)
 	}
-	l := &tcpListener{open: &s.open, local: listener.Addr().(*net.TCPAddr).AddrPort(), logger: s.logger, listener: listener}
+	l := &tcpListener{open: &s.open, local: listener.Addr().(*net.TCPAddr).AddrPort(), logger: s.logger, tune: s.tune, listener: listener}
 	l.local = netip.AddrPortFrom(local.Addr(), l.local.Port())
 	s.open.mu.Lock()
 	defer s.open.mu.Unlock()
@@ -147,6 +148,7 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 			}
 			return nil, err
 		}
+		l.tune(conn)
 		added, err := l.open.addTCP(conn, nil)
 		if err != nil {
 			conn.Close()

@@ -31,6 +31,9 @@ type Stack struct {
 	addresses atomic.Pointer[[]netip.Prefix]
 	place     atomic.Pointer[place]
 
+	// near is what nearCongestion says, never nil.
+	near atomic.Pointer[string]
+
 	// mu serializes changes.
 	mu      sync.Mutex
 	wanted  wanted
@@ -75,6 +78,8 @@ func newStack(config Config) (*Stack, error) {
 		s.device.events.Close()
 		return nil, err
 	}
+	near := nearCongestion(s.place.Load().stocks.tcp4, config.CongestionControl, s.wanted.congestion)
+	s.near.Store(&near)
 	s.tending.Go(s.tend)
 	return s, nil
 }
@@ -182,11 +187,13 @@ func (s *Stack) SetMTU(mtu int) error {
 func (s *Stack) SetCongestionControl(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next := s.wanted
-	next.congestion = congestionOf(s.place.Load().stocks.tcp4, name, s.logger)
+	next, stock := s.wanted, s.place.Load().stocks.tcp4
+	next.congestion = congestionOf(stock, name, s.logger)
 	if err := s.change(next); err != nil {
 		return fmt.Errorf("setting congestion control: %w", err)
 	}
+	near := nearCongestion(stock, name, next.congestion)
+	s.near.Store(&near)
 	return nil
 }
 
