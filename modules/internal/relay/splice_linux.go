@@ -20,10 +20,10 @@ var bulk = 16 << 10
 
 // move copies until src ends, which is no error, or one of them fails. Where
 // both are kernel sockets it splices.
-func (s *Stream) move(dst, src Conn, count *atomic.Uint64) (readErr, writeErr error) {
+func (s *Stream) move(dst, src Conn, watch *resetWatch, count *atomic.Uint64) (readErr, writeErr error) {
 	out := spliceTo(dst)
 	if out == nil {
-		return s.pump(dst, src, count)
+		return s.pump(dst, src, watch, count)
 	}
 	in, ready := spliceFrom(src)
 	if in != nil && !ready {
@@ -31,7 +31,7 @@ func (s *Stream) move(dst, src Conn, count *atomic.Uint64) (readErr, writeErr er
 		for in != nil && !ready {
 			n, err := src.Read(*buf)
 			if n > 0 {
-				writeErr = s.forward(dst, (*buf)[:n], count)
+				writeErr = s.forward(dst, (*buf)[:n], watch, count)
 			}
 			if err != nil || writeErr != nil {
 				smallBuffers.Put(buf)
@@ -42,10 +42,10 @@ func (s *Stream) move(dst, src Conn, count *atomic.Uint64) (readErr, writeErr er
 		smallBuffers.Put(buf)
 	}
 	if in == nil {
-		return s.pump(dst, src, count)
+		return s.pump(dst, src, watch, count)
 	}
-	d := &direction{stream: s, count: count, src: src, dst: dst, in: in, out: out, bulk: bulk <= 0}
-	d.unsent.bytes = unsentBegin
+	d := &direction{stream: s, watch: watch, count: count, src: src, dst: dst, in: in, out: out, bulk: bulk <= 0}
+	d.unsent.start(out)
 	return d.run()
 }
 
@@ -83,6 +83,7 @@ func rawConn(c Conn) syscall.RawConn {
 // spliced.
 type direction struct {
 	stream   *Stream
+	watch    *resetWatch
 	count    *atomic.Uint64
 	src, dst Conn
 	in, out  syscall.RawConn
@@ -116,14 +117,16 @@ func (d *direction) run() (readErr, writeErr error) {
 		d.stream.touch()
 		if d.inBuf > 0 {
 			d.bulk = d.inBuf >= bulk
-			if err := d.stream.forward(d.dst, (*d.buf)[:d.inBuf], d.count); err != nil {
+			if err := d.stream.forward(d.dst, (*d.buf)[:d.inBuf], d.watch, d.count); err != nil {
 				return nil, err
 			}
 			d.release()
 			continue
 		}
 		d.bulk = d.inPipe >= bulk
-		if err := d.out.Write(drain); err != nil {
+		err := d.out.Write(drain)
+		d.watch.end()
+		if err != nil {
 			return nil, err
 		}
 		if d.err != nil {
@@ -186,6 +189,7 @@ func (d *direction) drain(fd uintptr) bool {
 		n, err := splice(d.pipe.r, int(fd), d.inPipe)
 		if err == unix.EAGAIN {
 			d.unsent.full(fd, time.Now())
+			d.watch.begin()
 			return false
 		}
 		if err == nil && n == 0 {

@@ -82,7 +82,7 @@ func (s *Stream) Abort(reason Reason) { s.fail(reason, nil) }
 
 // half copies from src to dst until src ends, and passes the end on.
 func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
-	readErr, writeErr := s.move(dst, src, count)
+	readErr, writeErr := s.move(dst, src, s.watch(src, from), count)
 	switch {
 	case writeErr != nil:
 		s.fail(to.reason(writeErr), writeErr)
@@ -94,7 +94,7 @@ func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
 }
 
 // pump is move for connections that cannot be spliced.
-func (s *Stream) pump(dst, src Conn, count *atomic.Uint64) (readErr, writeErr error) {
+func (s *Stream) pump(dst, src Conn, watch *resetWatch, count *atomic.Uint64) (readErr, writeErr error) {
 	small := smallBuffers.Get()
 	defer smallBuffers.Put(small)
 	var large *[]byte
@@ -112,7 +112,7 @@ func (s *Stream) pump(dst, src Conn, count *atomic.Uint64) (readErr, writeErr er
 		n, err := src.Read(buf)
 		if n > 0 {
 			s.touch()
-			if err := s.forward(dst, buf[:n], count); err != nil {
+			if err := s.forward(dst, buf[:n], watch, count); err != nil {
 				return nil, err
 			}
 		}
@@ -130,8 +130,10 @@ func (s *Stream) pump(dst, src Conn, count *atomic.Uint64) (readErr, writeErr er
 }
 
 // forward writes what was read.
-func (s *Stream) forward(dst Conn, p []byte, count *atomic.Uint64) error {
+func (s *Stream) forward(dst Conn, p []byte, watch *resetWatch, count *atomic.Uint64) error {
+	watch.begin()
 	n, err := dst.Write(p)
+	watch.end()
 	if n > 0 {
 		count.Add(uint64(n))
 		s.touch()

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,12 +21,16 @@ const (
 	// unsentMost is 60 ms of 1.1 Gbit/s.
 	unsentMost = 8 << 20
 
-	// unsentBegin is what both stacks and package publictcp begin with, or
-	// near it.
-	unsentBegin = 2 << 20
+	// unsentBegin is little, since a slow connection comes to be measured only
+	// when it has sent half of it: 1,000 slow uploads with 2 MiB each went on for
+	// half a minute when their clients had reset them.
+	unsentBegin = 256 << 10
 
-	// unsentWindow is how long a rate is measured.
-	unsentWindow = 100 * time.Millisecond
+	// unsentRise and unsentFall are how long a rate is measured before the bound
+	// grows and shrinks. In 25 ms a connection in slow start doubles its rate
+	// at most once.
+	unsentRise = 25 * time.Millisecond
+	unsentFall = 100 * time.Millisecond
 )
 
 // unsentBound keeps what a socket takes and TCP has not sent yet
@@ -45,19 +50,31 @@ type unsentBound struct {
 	taken int
 }
 
+// start sets the bound that a connection begins with.
+func (u *unsentBound) start(socket syscall.RawConn) {
+	_ = socket.Control(func(fd uintptr) { u.set(fd, unsentBegin) })
+}
+
+func (u *unsentBound) set(fd uintptr, bytes int) {
+	u.bytes = bytes
+	// A socket that is not TCP's has no such option, nor needs it.
+	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, bytes)
+}
+
 // full says that the socket takes no more at present. From one such moment to
 // another it sent what it took in between, which is its rate.
 func (u *unsentBound) full(fd uintptr, now time.Time) {
-	elapsed := now.Sub(u.begin)
-	switch {
-	case u.begin.IsZero():
-	case elapsed < unsentWindow:
-		return
-	default:
-		if bytes := nextUnsent(u.bytes, u.taken, elapsed); bytes != u.bytes {
-			u.bytes = bytes
-			// A socket that is not TCP's has no such option, nor needs it.
-			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, bytes)
+	if !u.begin.IsZero() {
+		elapsed := now.Sub(u.begin)
+		if elapsed < unsentRise {
+			return
+		}
+		bytes := nextUnsent(u.bytes, u.taken, elapsed)
+		if bytes <= u.bytes && elapsed < unsentFall {
+			return
+		}
+		if bytes != u.bytes {
+			u.set(fd, bytes)
 		}
 	}
 	u.begin, u.taken = now, 0
