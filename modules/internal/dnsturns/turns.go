@@ -102,6 +102,10 @@ type slot struct {
 
 	freed time.Time            // when the last turn ended
 	used  map[string]time.Time // when the last turn with that record ended
+
+	// forgotten lets the queue go on when the first of the records that it
+	// waits for can be remembered no more.
+	forgotten *time.Timer
 }
 
 // turn is an order's place.
@@ -167,7 +171,7 @@ func (t *Turns) reach(ctx context.Context, mine *turn) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	pause := time.NewTimer(t.pause(mine))
+	pause := time.NewTimer(t.stepBackLeft(mine))
 	defer pause.Stop()
 	select {
 	case <-pause.C:
@@ -295,6 +299,7 @@ func (t *Turns) leave(tn *turn) {
 	s := t.slots[tn.slot]
 	if s.current != tn {
 		s.waiting = slices.DeleteFunc(s.waiting, func(other *turn) bool { return other == tn })
+		t.next(s)
 		return
 	}
 	s.current = nil
@@ -306,8 +311,13 @@ func (t *Turns) leave(tn *turn) {
 }
 
 // next gives a free slot to the first in the queue whose record nobody can
-// remember, else to the first. Call it with t.mu held.
+// remember. While there is none the slot stays free, since who comes meanwhile
+// may have another record. Call it with t.mu held.
 func (t *Turns) next(s *slot) {
+	if s.forgotten != nil {
+		s.forgotten.Stop()
+		s.forgotten = nil
+	}
 	if s.current != nil || len(s.waiting) == 0 {
 		return
 	}
@@ -316,25 +326,29 @@ func (t *Turns) next(s *slot) {
 			delete(s.used, name)
 		}
 	}
-	chosen := max(0, slices.IndexFunc(s.waiting, func(tn *turn) bool {
-		_, remembered := s.used[tn.Record]
-		return !remembered
-	}))
-	s.current = s.waiting[chosen]
-	s.waiting = slices.Delete(s.waiting, chosen, chosen+1)
-	close(s.current.mine)
+	wait := t.recordTTL()
+	for i, tn := range s.waiting {
+		at, remembered := s.used[tn.Record]
+		if !remembered {
+			s.current = tn
+			s.waiting = slices.Delete(s.waiting, i, i+1)
+			close(tn.mine)
+			return
+		}
+		wait = min(wait, time.Until(at.Add(t.recordTTL())))
+	}
+	s.forgotten = time.AfterFunc(wait, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.next(s)
+	})
 }
 
-// pause is how long the first in the queue has to wait yet.
-func (t *Turns) pause(tn *turn) time.Duration {
+// stepBackLeft is how long a slot is still left to other processes.
+func (t *Turns) stepBackLeft(tn *turn) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := t.slots[tn.slot]
-	pause := time.Until(s.freed.Add(t.stepBack()))
-	if at, ok := s.used[tn.Record]; ok {
-		pause = max(pause, time.Until(at.Add(t.recordTTL())))
-	}
-	return pause
+	return time.Until(t.slots[tn.slot].freed.Add(t.stepBack()))
 }
 
 // key is the name of the slot's lock in storage. FileStorage keeps no slashes.

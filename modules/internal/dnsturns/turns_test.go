@@ -320,6 +320,26 @@ func TestContextEndsDuringTurn(t *testing.T) {
 	must(t, begun)
 }
 
+// An order whose record is remembered waits for that alone: who comes
+// meanwhile, with another record, goes first.
+func TestRememberedRecordHoldsNobodyUp(t *testing.T) {
+	turns, locker := quick(), storage(t)
+	turns.RecordTTL = time.Hour
+	again, other := order(locker, "again"), order(locker, "other")
+	must(t, begin(t.Context(), turns, again))
+	turns.End(again.Owner, again.Identifier)
+	ctx, cancel := context.WithCancel(t.Context())
+	begun := begin(ctx, turns, again)
+	eventually(t, func() bool { return queued(turns) == 1 })
+	must(t, begin(t.Context(), turns, other))
+	turns.End(other.Owner, other.Identifier)
+	waits(t, begun)
+	cancel()
+	if err := <-begun; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
+
 // If the order of a configuration that has gone is never over, Limit still
 // holds, and the question whether it is over ends too.
 func TestContextEndsAndOrderStays(t *testing.T) {
