@@ -70,7 +70,8 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		padded.mtu.Store(int32(mtu))
 		return nil
 	}, l.log)
-	l.device = device.NewDevice(&windowDevice{padded, l.out, l.in}, &windowBind{l.bind, l.out, l.in}, deviceLogger(logger, l.uncross))
+	stalls := newStalls()
+	l.device = device.NewDevice(&windowDevice{padded, l.out, l.in, stalls}, &windowBind{l.bind, l.out, l.in, stalls}, deviceLogger(logger, l.uncross))
 	if err := l.start(); err != nil {
 		l.paths.close()
 		l.device.Close()
@@ -173,8 +174,12 @@ func (l *live) close() error {
 	l.stopKeeper()
 	<-l.keeperDone
 	l.paths.close()
+	// The stack first: it resets its connections, and a device that is down
+	// sends nothing.
+	err := l.stack.Close()
+	l.out.empty(flushTimeout)
 	l.device.Close()
-	return errors.Join(l.bind.Discard(), l.stack.Close())
+	return errors.Join(err, l.bind.Discard())
 }
 
 func (l *live) status() []PeerStatus {

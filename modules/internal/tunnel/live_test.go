@@ -315,3 +315,35 @@ func TestEndpointByName(t *testing.T) {
 	echoAt(t, r, 7)
 	mustEcho(t, dial(t, h, relayAddress, 7), "resolved")
 }
+
+// Who is connected through a tunnel that goes down is told.
+func TestDownResetsConnections(t *testing.T) {
+	for _, stack := range []StackChoice{StackKernel, StackGvisor} {
+		t.Run(string(stack), func(t *testing.T) {
+			relayConfig, homeConfig := ends(t)
+			relayConfig.Stack, homeConfig.Stack = stack, stack
+			r, h := claim(t, New("relay"), relayConfig), claim(t, New("home"), homeConfig)
+			listener, err := h.ListenTCP(netip.AddrPortFrom(homeAddress, 7))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			accepted := make(chan net.Conn, 1)
+			go func() {
+				if conn, err := listener.Accept(); err == nil {
+					accepted <- conn
+				}
+			}()
+			dial(t, r, homeAddress, 7)
+			conn := <-accepted
+			defer conn.Close()
+			if err := r.Release(); err != nil {
+				t.Fatal(err)
+			}
+			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("home's end reads %v, want a reset", err)
+			}
+		})
+	}
+}

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -20,6 +21,10 @@ const (
 	// what is in it has been dropped then. It takes a busy machine that long to
 	// come to a goroutine.
 	windowPatience = 2 * time.Millisecond
+
+	// flushTimeout is how long the packets of a tunnel that goes down have to
+	// leave.
+	flushTimeout = 250 * time.Millisecond
 )
 
 // window bounds the packets that are inside wireguard-go one way, between where
@@ -50,6 +55,9 @@ type window struct {
 
 	// moved has a value when left has grown since somebody waited.
 	moved chan struct{}
+
+	// sending counts those who are handing on what has left.
+	sending atomic.Int32
 }
 
 // mark is the last packet of a batch.
@@ -87,6 +95,18 @@ func (w *window) wait() {
 			w.mu.Lock()
 			w.left, w.marks = w.entered, w.marks[:0]
 			w.mu.Unlock()
+			return
+		}
+	}
+}
+
+// empty waits until nothing is inside, no longer than patience.
+func (w *window) empty(patience time.Duration) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		w.mu.Lock()
+		inside := w.entered != w.left
+		w.mu.Unlock()
+		if !inside && w.sending.Load() == 0 {
 			return
 		}
 	}
@@ -133,13 +153,20 @@ func bufferOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData
 type windowDevice struct {
 	tun.Device
 	out, in *window
+	stalls  *stalls
 }
 
 // Read implements tun.Device.
 func (d *windowDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	d.out.wait()
 	n, err := d.Device.Read(bufs, sizes, offset)
+	d.stalls.enter(bufs, sizes, n, offset)
 	d.out.enter(bufs[:n])
+	if err != nil {
+		// With this error wireguard-go ends, and what it has not sent is lost:
+		// the last of it are the resets of a stack that closes.
+		d.out.empty(flushTimeout)
+	}
 	return n, err
 }
 
@@ -153,6 +180,7 @@ func (d *windowDevice) Write(bufs [][]byte, offset int) (int, error) {
 type windowBind struct {
 	conn.Bind
 	out, in *window
+	stalls  *stalls
 }
 
 // Open implements conn.Bind.
@@ -171,6 +199,9 @@ func (b *windowBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 
 // Send implements conn.Bind.
 func (b *windowBind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
+	b.out.sending.Add(1)
+	defer b.out.sending.Add(-1)
 	b.out.leave(bufs)
+	b.stalls.leave(bufs)
 	return b.Bind.Send(bufs, endpoint)
 }

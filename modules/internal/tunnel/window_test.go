@@ -119,13 +119,14 @@ func (stubBind) Send([][]byte, conn.Endpoint) error { return nil }
 // What is read leaves when it is sent, what is received when it is written.
 func TestWindowEnds(t *testing.T) {
 	out, in := newWindow(10), newWindow(10)
-	device, bind := &windowDevice{stubTUN{}, out, in}, &windowBind{stubBind{}, out, in}
+	stalls := newStalls()
+	device, bind := &windowDevice{stubTUN{}, out, in, stalls}, &windowBind{stubBind{}, out, in, stalls}
 	receives, _, err := bind.Open(1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	up, down := batchOf(4), batchOf(7)
-	device.Read(up, nil, 0)
+	device.Read(up, make([]int, len(up)), 0)
 	receives[0](down, nil, nil)
 	if got := []uint64{out.entered, out.left, in.entered, in.left}; !slices.Equal(got, []uint64{4, 0, 7, 0}) {
 		t.Errorf("counted %d", got)
