@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -43,6 +44,15 @@ type endpointName struct {
 	retryAt time.Time
 	backoff time.Duration
 	failed  bool // the last attempt failed and was logged
+
+	// lookup gets the answer of the one that is under way; nil if none is.
+	lookup chan lookup
+}
+
+// lookup is what has been found of an endpoint's name.
+type lookup struct {
+	candidates []netip.AddrPort
+	err        error
 }
 
 // keep looks after the peers until ctx is done: whether they are heard, and
@@ -52,6 +62,8 @@ func (l *live) keep(ctx context.Context) {
 	ticker := time.NewTicker(keeperInterval)
 	defer ticker.Stop()
 	names := make(map[PublicKey]*endpointName)
+	var lookups sync.WaitGroup
+	defer lookups.Wait()
 	for {
 		l.mu.Lock()
 		peers := slices.Clone(l.config.Peers)
@@ -62,7 +74,7 @@ func (l *live) keep(ctx context.Context) {
 		}
 		l.notePresence(status)
 		l.paths.look(peers, status)
-		l.keepEndpoints(ctx, peers, names, status)
+		l.keepEndpoints(ctx, &lookups, peers, names, status)
 		select {
 		case <-ctx.Done():
 			return
@@ -76,7 +88,7 @@ func (l *live) keep(ctx context.Context) {
 // when handshakes go unanswered, because the name may mean another address by
 // now. It does not touch a peer that answers: where a peer speaks from is
 // where it is.
-func (l *live) keepEndpoints(ctx context.Context, peers []Peer, names map[PublicKey]*endpointName, status map[PublicKey]PeerStatus) {
+func (l *live) keepEndpoints(ctx context.Context, lookups *sync.WaitGroup, peers []Peer, names map[PublicKey]*endpointName, status map[PublicKey]PeerStatus) {
 	wanted := make(map[PublicKey]bool)
 	for i := range peers {
 		peer := &peers[i]
@@ -89,7 +101,7 @@ func (l *live) keepEndpoints(ctx context.Context, peers []Peer, names map[Public
 			e = &endpointName{name: peer.Endpoint}
 			names[peer.PublicKey] = e
 		}
-		l.keepEndpoint(ctx, peer, e, status[peer.PublicKey])
+		l.keepEndpoint(ctx, lookups, peer, e, status[peer.PublicKey])
 	}
 	for key := range names {
 		if !wanted[key] {
@@ -98,31 +110,37 @@ func (l *live) keepEndpoints(ctx context.Context, peers []Peer, names map[Public
 	}
 }
 
-func (l *live) keepEndpoint(ctx context.Context, peer *Peer, e *endpointName, status PeerStatus) {
+func (l *live) keepEndpoint(ctx context.Context, lookups *sync.WaitGroup, peer *Peer, e *endpointName, status PeerStatus) {
 	now := time.Now()
-	if now.Before(e.retryAt) {
+	if e.lookup == nil {
+		if e.due(now, peer, status) {
+			e.lookup = make(chan lookup, 1)
+			lookups.Go(func() {
+				candidates, err := endpointCandidates(ctx, e.name)
+				e.lookup <- lookup{candidates, err}
+				l.wake()
+			})
+		}
 		return
 	}
-	if !e.setAt.IsZero() {
-		// A peer that was removed and added again has lost its endpoint.
-		lost := !status.Endpoint.IsValid()
-		silent := now.Sub(status.LastHandshake) > sessionMax
-		calling := status.LastHandshake.Before(e.setAt) || peer.PersistentKeepalive > 0 || status.Sent > e.sentAt
-		if !lost && !(silent && calling && now.Sub(e.setAt) > unansweredAfter) {
-			return
-		}
+	var found lookup
+	select {
+	case found = <-e.lookup:
+		e.lookup = nil
+	default:
+		return // a slow resolver holds nobody else up
 	}
-	endpoint, err := nextEndpoint(ctx, e)
-	if err != nil {
+	if found.err != nil {
 		e.backoff = min(max(2*e.backoff, time.Second), resolveBackoffMax)
 		e.retryAt = now.Add(e.backoff)
 		if !e.failed && ctx.Err() == nil {
 			l.log().Warn("peer's endpoint cannot be resolved; trying again until it can",
-				zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Error(err))
+				zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Error(found.err))
 		}
 		e.failed = true
 		return
 	}
+	endpoint := e.next(found.candidates)
 	first := e.setAt.IsZero()
 	e.setAt, e.sentAt, e.backoff, e.failed = now, status.Sent, 0, false
 	if !first && endpoint == status.Endpoint {
@@ -136,29 +154,50 @@ func (l *live) keepEndpoint(ctx context.Context, peer *Peer, e *endpointName, st
 		zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Stringer("address", endpoint))
 }
 
+// due says whether the name is to be looked up.
+func (e *endpointName) due(now time.Time, peer *Peer, status PeerStatus) bool {
+	if now.Before(e.retryAt) {
+		return false
+	}
+	if e.setAt.IsZero() || !status.Endpoint.IsValid() {
+		// Not yet, or it was lost when the peer was removed and added again.
+		return true
+	}
+	silent := now.Sub(status.LastHandshake) > sessionMax
+	calling := status.LastHandshake.Before(e.setAt) || peer.PersistentKeepalive > 0 || status.Sent > e.sentAt
+	return silent && calling && now.Sub(e.setAt) > unansweredAfter
+}
+
+// wake makes the keeper look at once.
+func (l *live) wake() {
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+}
+
 func (l *live) log() *zap.Logger {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.logger
 }
 
-// nextEndpoint resolves the name and returns the first address that was not
-// tried yet, IPv6 before IPv4: IPv6 does not pass the carrier's NAT. After
-// the last address it starts anew.
-func nextEndpoint(ctx context.Context, e *endpointName) (netip.AddrPort, error) {
+// endpointCandidates resolves a host:port, IPv6 before IPv4: IPv6 does not pass
+// the carrier's NAT.
+func endpointCandidates(ctx context.Context, name string) ([]netip.AddrPort, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
-	host, portText, err := net.SplitHostPort(e.name)
+	host, portText, err := net.SplitHostPort(name)
 	if err != nil {
-		return netip.AddrPort{}, err
+		return nil, err
 	}
 	port, err := strconv.ParseUint(portText, 10, 16)
 	if err != nil {
-		return netip.AddrPort{}, err
+		return nil, err
 	}
 	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
-		return netip.AddrPort{}, err
+		return nil, err
 	}
 	own := ownAddresses()
 	var candidates []netip.AddrPort
@@ -169,25 +208,31 @@ func nextEndpoint(ctx context.Context, e *endpointName) (netip.AddrPort, error) 
 		}
 	}
 	if len(candidates) == 0 {
-		return netip.AddrPort{}, fmt.Errorf("%s is only this machine's own addresses %v: the tunnel would dial itself; use a name whose A and AAAA records are both the other end's", host, addresses)
+		return nil, fmt.Errorf("%s is only this machine's own addresses %v: the tunnel would dial itself; use a name whose A and AAAA records are both the other end's", host, addresses)
 	}
 	candidates = slices.DeleteFunc(candidates, unroutable)
 	if len(candidates) == 0 {
-		return netip.AddrPort{}, fmt.Errorf("%s is %v, to which this machine has no route", host, addresses)
+		return nil, fmt.Errorf("%s is %v, to which this machine has no route", host, addresses)
 	}
 	slices.SortStableFunc(candidates, func(a, b netip.AddrPort) int {
 		return b.Addr().BitLen() - a.Addr().BitLen()
 	})
+	return candidates, nil
+}
+
+// next is the first address that was not tried yet. After the last one it
+// starts anew.
+func (e *endpointName) next(candidates []netip.AddrPort) netip.AddrPort {
 	for round := 0; round < 2; round++ {
 		for _, candidate := range candidates {
 			if !slices.Contains(e.tried, candidate) {
 				e.tried = append(e.tried, candidate)
-				return candidate, nil
+				return candidate
 			}
 		}
 		e.tried = nil
 	}
-	return candidates[0], nil
+	return candidates[0]
 }
 
 // ownAddresses are this machine's addresses, without loopback: a name for

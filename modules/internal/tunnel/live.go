@@ -160,10 +160,7 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 		}
 	}
 	l.config = wanted
-	select {
-	case l.changed <- struct{}{}:
-	default:
-	}
+	l.wake()
 	return errors.Join(errs...)
 }
 

@@ -347,3 +347,47 @@ func TestDownResetsConnections(t *testing.T) {
 		})
 	}
 }
+
+// While a name is looked up, the other peers are looked after.
+func TestSlowResolverHoldsNobodyUp(t *testing.T) {
+	relayConfig, homeConfig := ends(t)
+	relayConfig.Peers = append(relayConfig.Peers, Peer{Name: "slow", PublicKey: key(9), AllowedIPs: prefixes("10.77.0.9/32"), Endpoint: "slow.example.net:51820"})
+	asked, answered := make(chan struct{}, 1), make(chan struct{})
+	former := net.DefaultResolver
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		<-ctx.Done()
+		select {
+		case <-answered:
+		default:
+			close(answered)
+		}
+		return nil, ctx.Err()
+	}}
+	tunnel := New("relay")
+	r := tunnel.Claim(relayConfig, zap.NewNop())
+	defer func() {
+		r.Release() // after which nobody asks
+		net.DefaultResolver = former
+	}()
+	if err := r.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	h := claim(t, New("home"), homeConfig)
+	echoAt(t, h, 7)
+	mustEcho(t, dial(t, r, homeAddress, 7), "heard")
+	for {
+		if status := tunnel.Status()[0]; status.LastReceived.After(status.LastHandshake) {
+			return
+		}
+		select {
+		case <-answered:
+			t.Fatal("nothing was noted before the resolver gave up")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
