@@ -87,6 +87,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 	for _, name := range slices.Sorted(maps.Keys(parsed)) {
 		p := parsed[name]
+		p.config.Store = ctx.Storage()
 		value, _, err := pool.LoadOrNew(name, func() (caddy.Destructor, error) {
 			return tunnel.New(name), nil
 		})

@@ -38,6 +38,10 @@ type Config struct {
 	// cubic. gVisor's stack has its own and takes no notice.
 	CongestionControl string
 
+	// Store remembers over restarts where peers without an endpoint were last
+	// heard. If nil, a restarted tunnel reaches them when they have called.
+	Store Store
+
 	// Peers are the other ends. Their names and public keys differ, and no
 	// two have the same allowed IP prefix (see Check).
 	Peers []Peer

@@ -64,24 +64,38 @@ func (l *live) keep(ctx context.Context) {
 	names := make(map[PublicKey]*endpointName)
 	var lookups sync.WaitGroup
 	defer lookups.Wait()
+	var memory *endpointMemory
 	for {
 		l.mu.Lock()
-		peers := slices.Clone(l.config.Peers)
+		config := l.config
 		l.mu.Unlock()
-		status := make(map[PublicKey]PeerStatus)
-		for _, s := range l.status() {
-			status[s.PublicKey] = s
+		peers, status := config.Peers, l.statusByKey()
+		if own := config.PrivateKey.Public(); memory == nil || memory.own != own {
+			if memory != nil {
+				memory.close(nil)
+			}
+			memory = newEndpointMemory(ctx, own, l.device, l.wake)
 		}
 		l.notePresence(status)
 		l.paths.look(peers, status)
+		memory.look(config.Store, peers, status, l.log())
 		l.keepEndpoints(ctx, &lookups, peers, names, status)
 		select {
 		case <-ctx.Done():
+			memory.close(l.statusByKey())
 			return
 		case <-ticker.C:
 		case <-l.changed:
 		}
 	}
+}
+
+func (l *live) statusByKey() map[PublicKey]PeerStatus {
+	status := make(map[PublicKey]PeerStatus)
+	for _, s := range l.status() {
+		status[s.PublicKey] = s
+	}
+	return status
 }
 
 // keepEndpoints resolves the endpoints that are names: at once, and again
