@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,10 +12,6 @@ import (
 
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
-
-// figuresEnv names a file that figures are added to, for tests/run.sh to show
-// at the end. Without it they are only in the test's log.
-const figuresEnv = "HOMEWARD_FIGURES"
 
 // TestThroughput prints how fast the relay is, both ways, beside a relay made
 // of wireguard-go's own netstack, in turns on the same machine. Only a
@@ -44,17 +39,7 @@ func TestThroughput(t *testing.T) {
 		fmt.Fprintf(&table, "  %-28s %12.2f %12.2f %16.1f %16.1f\n", rig.name,
 			median(rig.rate["up"]), median(rig.rate["down"]), median(rig.cpu["up"]), median(rig.cpu["down"]))
 	}
-	t.Log("\n" + table.String())
-	if path := os.Getenv(figuresEnv); path != "" {
-		file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer file.Close()
-		if _, err := file.WriteString(table.String()); err != nil {
-			t.Fatal(err)
-		}
-	}
+	figure(t, "%s", table.String())
 }
 
 // rig is a relay under measurement, in an internet of its own, with iperf3 at
