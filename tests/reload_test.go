@@ -110,6 +110,10 @@ func openSession(t *testing.T, w *world, server *services.SSH) *session {
 	return &session{in: in, out: bufio.NewReader(out), wait: cmd.Wait}
 }
 
+// sessionPatience is how long a session may be silent: longer than any way back
+// takes after a change of home's line.
+const sessionPatience = time.Minute
+
 // echo types a line and waits until cat prints it.
 func (s *session) echo(line string) error {
 	if _, err := fmt.Fprintln(s.in, line); err != nil {
@@ -126,7 +130,7 @@ func (s *session) echo(line string) error {
 	select {
 	case err := <-answer:
 		return err
-	case <-time.After(15 * time.Second):
+	case <-time.After(sessionPatience):
 		return fmt.Errorf("no answer to %q", line)
 	}
 }

@@ -108,9 +108,6 @@ type World struct {
 
 	// congestionControl is what the TCP of all hosts has.
 	congestionControl string
-
-	// routerIP is what the world sees of home now.
-	routerIP string
 }
 
 // customaryTCP is the congestion control that most hosts have, whatever this
@@ -121,7 +118,7 @@ const customaryTCP = "cubic"
 // needs, on all of its addresses.
 func NewWorld(t testing.TB, congestionControl string, cable bool) *World {
 	t.Helper()
-	w := &World{congestionControl: congestionControl, routerIP: testnet.RouterIP}
+	w := &World{congestionControl: congestionControl}
 	if cable {
 		w.Internet = testnet.NewInternet(t)
 	} else {
@@ -183,32 +180,6 @@ func (w *World) forgetPaths() error {
 	for _, namespace := range append(w.hosts(), w.Core, w.Router) {
 		if out, err := namespace.Command("ip", "route", "flush", "cache").CombinedOutput(); err != nil {
 			return fmt.Errorf("forgetting path MTUs in %s: %w: %s", namespace.Name, err, out)
-		}
-	}
-	return nil
-}
-
-// otherRouterIP is what the world sees of home after a reconnect, and
-// testnet.RouterIP after the next.
-const otherRouterIP = "192.0.2.9"
-
-// reconnect gives the router an address, and with it a NAT that has forgotten
-// everything: a masquerade's state goes with its address.
-func (w *World) reconnect(newAddress bool) error {
-	old := w.routerIP
-	if newAddress {
-		w.routerIP = otherRouterIP
-		if old == otherRouterIP {
-			w.routerIP = testnet.RouterIP
-		}
-	}
-	for _, command := range []string{
-		"addr del " + old + "/24 dev eth0",
-		"addr add " + w.routerIP + "/24 dev eth0",
-		"route replace default via 192.0.2.1",
-	} {
-		if out, err := w.Router.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %s: %w: %s", command, err, out)
 		}
 	}
 	return nil

@@ -231,7 +231,7 @@ func (e *entry) faults(ctx context.Context, scenario *Scenario, variant Variant,
 			return nil
 		}
 		if fault.ForgetNAT || fault.NewAddress {
-			if err := e.world.reconnect(fault.NewAddress); err != nil {
+			if err := e.world.Reconnect(fault.NewAddress); err != nil {
 				return err
 			}
 		}

@@ -2,6 +2,7 @@ package testnet
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -13,6 +14,7 @@ const (
 	RelayIP   = "203.0.113.5"
 	RelayIP6  = "2001:db8:5::5"
 	RouterIP  = "192.0.2.8" // what the world sees of home
+	RouterIP2 = "192.0.2.9" // what it sees after a Reconnect, in turns
 	HomeLANIP = "192.168.178.20"
 	HomeIP6   = "2001:db8:8::20"
 
@@ -41,6 +43,8 @@ const (
 // one open port would have it.
 type Internet struct {
 	Client, Core, Relay, Router, Home *Namespace
+
+	routerIP string // at present
 }
 
 // NewInternet makes the namespaces and joins them.
@@ -62,6 +66,8 @@ func NewInternetOver(t testing.TB, join func(t testing.TB, router *Namespace, et
 		Relay:  newNamespace(t, number, "relay"),
 		Router: newNamespace(t, number, "router"),
 		Home:   newNamespace(t, number, "home"),
+
+		routerIP: RouterIP,
 	}
 	for _, router := range []*Namespace{i.Core, i.Router} {
 		router.Sysctl(t, "net.ipv4.ip_forward", "1")
@@ -100,6 +106,29 @@ table inet filter {
 		namespace.SetHosts(t, names)
 	}
 	return i
+}
+
+// Reconnect gives the router its address anew, or another one as a daily
+// reconnect does, and with it a NAT that has forgotten everything: a masquerade's
+// state goes with its address.
+func (i *Internet) Reconnect(newAddress bool) error {
+	old := i.routerIP
+	switch {
+	case newAddress && old == RouterIP:
+		i.routerIP = RouterIP2
+	case newAddress:
+		i.routerIP = RouterIP
+	}
+	for _, command := range []string{
+		"addr del " + old + "/24 dev eth0",
+		"addr add " + i.routerIP + "/24 dev eth0",
+		"route replace default via 192.0.2.1",
+	} {
+		if out, err := i.Router.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("reconnecting: ip %s: %w: %s", command, err, out)
+		}
+	}
+	return nil
 }
 
 // cable lays a cable between two namespaces.
