@@ -62,8 +62,9 @@ func (l *live) keep(ctx context.Context) {
 	ticker := time.NewTicker(keeperInterval)
 	defer ticker.Stop()
 	names := make(map[PublicKey]*endpointName)
-	var lookups sync.WaitGroup
-	defer lookups.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { l.pokeHosts(ctx) })
 	var memory *endpointMemory
 	for {
 		l.mu.Lock()
@@ -79,7 +80,7 @@ func (l *live) keep(ctx context.Context) {
 		l.notePresence(status)
 		l.paths.look(peers, status)
 		memory.look(config.Store, peers, status, l.log())
-		l.keepEndpoints(ctx, &lookups, peers, names, status)
+		l.keepEndpoints(ctx, &beside, peers, names, status)
 		select {
 		case <-ctx.Done():
 			memory.close(l.statusByKey())
@@ -102,7 +103,7 @@ func (l *live) statusByKey() map[PublicKey]PeerStatus {
 // when handshakes go unanswered, because the name may mean another address by
 // now. It does not touch a peer that answers: where a peer speaks from is
 // where it is.
-func (l *live) keepEndpoints(ctx context.Context, lookups *sync.WaitGroup, peers []Peer, names map[PublicKey]*endpointName, status map[PublicKey]PeerStatus) {
+func (l *live) keepEndpoints(ctx context.Context, beside *sync.WaitGroup, peers []Peer, names map[PublicKey]*endpointName, status map[PublicKey]PeerStatus) {
 	wanted := make(map[PublicKey]bool)
 	for i := range peers {
 		peer := &peers[i]
@@ -115,7 +116,7 @@ func (l *live) keepEndpoints(ctx context.Context, lookups *sync.WaitGroup, peers
 			e = &endpointName{name: peer.Endpoint}
 			names[peer.PublicKey] = e
 		}
-		l.keepEndpoint(ctx, lookups, peer, e, status[peer.PublicKey])
+		l.keepEndpoint(ctx, beside, peer, e, status[peer.PublicKey])
 	}
 	for key := range names {
 		if !wanted[key] {
@@ -124,12 +125,12 @@ func (l *live) keepEndpoints(ctx context.Context, lookups *sync.WaitGroup, peers
 	}
 }
 
-func (l *live) keepEndpoint(ctx context.Context, lookups *sync.WaitGroup, peer *Peer, e *endpointName, status PeerStatus) {
+func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *Peer, e *endpointName, status PeerStatus) {
 	now := time.Now()
 	if e.lookup == nil {
 		if e.due(now, peer, status) {
 			e.lookup = make(chan lookup, 1)
-			lookups.Go(func() {
+			beside.Go(func() {
 				candidates, err := endpointCandidates(ctx, e.name)
 				e.lookup <- lookup{candidates, err}
 				l.wake()

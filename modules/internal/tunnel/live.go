@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,6 +31,9 @@ type live struct {
 	in     *window // of the packets from peers
 	port   uint16  // the port in use, never 0
 	paths  *paths
+
+	repeater *repeater
+	pokes    chan netip.Addr
 
 	since time.Time // when the tunnel came up
 
@@ -60,6 +64,7 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		config:   config,
 		presence: make(map[PublicKey]*presence),
 		changed:  make(chan struct{}, 1),
+		pokes:    make(chan netip.Addr, 1),
 		logger:   logger,
 	}
 	padded := newPaddedDevice(stack.Device(), startMTU(config))
@@ -70,8 +75,12 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		padded.mtu.Store(int32(mtu))
 		return nil
 	}, l.log)
+	l.repeater = newRepeater(l.poke)
 	stalls := newStalls()
-	l.device = device.NewDevice(&windowDevice{padded, l.out, l.in, stalls}, &windowBind{l.bind, l.out, l.in, stalls}, deviceLogger(logger, l.uncross))
+	l.device = device.NewDevice(
+		&windowDevice{&repeatingDevice{padded, l.repeater}, l.out, l.in, stalls},
+		&windowBind{Bind: l.bind, out: l.out, in: l.in, stalls: stalls, noticed: l.wake},
+		deviceLogger(logger, l.uncross))
 	if err := l.start(); err != nil {
 		l.paths.close()
 		l.device.Close()
@@ -162,6 +171,34 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 	l.config = wanted
 	l.wake()
 	return errors.Join(errs...)
+}
+
+// What makes a packet leave, whose answer nobody waits for.
+const (
+	pokeSize    = 64
+	pokeTimeout = 100 * time.Millisecond
+)
+
+// poke makes a packet to a host leave soon, and with it what is to be repeated.
+func (l *live) poke(host netip.Addr) {
+	select {
+	case l.pokes <- host:
+	default: // one is under way
+	}
+}
+
+// pokeHosts does what poke asks for until ctx is done.
+func (l *live) pokeHosts(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case host := <-l.pokes:
+			ping, cancel := context.WithTimeout(ctx, pokeTimeout)
+			_ = l.stack.Ping(ping, host, pokeSize)
+			cancel()
+		}
+	}
 }
 
 func (l *live) close() error {

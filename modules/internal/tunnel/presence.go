@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
@@ -10,6 +11,10 @@ import (
 // that it is silent: what the slowest customary keepalive, one a minute, needs
 // three times.
 const silentAfter = 3 * time.Minute
+
+// pauseAfter is how long nothing may come from a peer before it is worth a look
+// what waits for an answer when something does.
+const pauseAfter = 1500 * time.Millisecond
 
 // presence is when a peer was last heard.
 type presence struct {
@@ -31,6 +36,9 @@ func (l *live) notePresence(status map[PublicKey]PeerStatus) {
 			l.presence[key] = p
 		}
 		if s.Received != p.received {
+			if now.Sub(p.heard) > pauseAfter {
+				l.repeatTo(key)
+			}
 			p.received, p.heard = s.Received, now
 		}
 		// What came may have been a handshake that leads to nothing.
@@ -50,6 +58,14 @@ func (l *live) notePresence(status map[PublicKey]PeerStatus) {
 			delete(l.presence, key)
 		}
 	}
+}
+
+// repeatTo sends again what waits for an answer from a peer. l.mu is held.
+func (l *live) repeatTo(key PublicKey) {
+	l.repeater.heard(func(address netip.Addr) bool {
+		peer, _ := l.config.PeerFor(address)
+		return peer != nil && peer.PublicKey == key
+	})
 }
 
 // lastReceived is when a peer was last heard.

@@ -181,6 +181,21 @@ type windowBind struct {
 	conn.Bind
 	out, in *window
 	stalls  *stalls
+
+	// noticed, if not nil, is called a moment after the first packet in a
+	// second, when it has been decrypted.
+	noticed func()
+	last    atomic.Int64 // when something came, in Unix nanoseconds
+}
+
+// noticeAfter is how long it may take until a packet is decrypted.
+const noticeAfter = 20 * time.Millisecond
+
+func (b *windowBind) notice() {
+	now := time.Now().UnixNano()
+	if last := b.last.Swap(now); b.noticed != nil && time.Duration(now-last) > time.Second {
+		time.AfterFunc(noticeAfter, b.noticed)
+	}
 }
 
 // Open implements conn.Bind.
@@ -190,6 +205,9 @@ func (b *windowBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		receives[i] = func(packets [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
 			b.in.wait()
 			n, err := receive(packets, sizes, endpoints)
+			if n > 0 {
+				b.notice()
+			}
 			b.in.enter(packets[:n])
 			return n, err
 		}

@@ -120,7 +120,7 @@ func (stubBind) Send([][]byte, conn.Endpoint) error { return nil }
 func TestWindowEnds(t *testing.T) {
 	out, in := newWindow(10), newWindow(10)
 	stalls := newStalls()
-	device, bind := &windowDevice{stubTUN{}, out, in, stalls}, &windowBind{stubBind{}, out, in, stalls}
+	device, bind := &windowDevice{stubTUN{}, out, in, stalls}, &windowBind{Bind: stubBind{}, out: out, in: in, stalls: stalls}
 	receives, _, err := bind.Open(1)
 	if err != nil {
 		t.Fatal(err)
