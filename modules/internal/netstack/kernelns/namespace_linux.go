@@ -194,7 +194,7 @@ func openTUN(fd, socket int) (tun *os.File, index uint32, err error) {
 
 // addServer takes over a new holder's control socket.
 func (n *namespace) addServer(fd int) error {
-	s, err := newServer(fd)
+	s, err := newServer(fd, n.logger)
 	if err != nil {
 		return err
 	}
@@ -263,7 +263,6 @@ func (n *namespace) replenish() {
 // sockets makes blank sockets, at least one.
 func (n *namespace) sockets(domain, kind, count int) ([]int, error) {
 	request := holder.Request{Op: holder.OpSocket, Domain: int32(domain), Type: int32(kind), Count: uint32(count)}
-	err := error(errLost)
 	// When all that were known have died, one that they had started may have
 	// come meanwhile.
 	for range 3 {
@@ -273,16 +272,35 @@ func (n *namespace) sockets(domain, kind, count int) ([]int, error) {
 		if closed {
 			return nil, net.ErrClosed
 		}
-		for _, s := range servers {
-			var fds []int
-			if fds, err = s.ask(request, 1); err == nil {
-				return fds, nil
-			}
-		}
+		fds, err := askAny(servers, request)
 		if !errors.Is(err, errLost) {
-			break
+			return fds, err
 		}
 		n.replenish()
+	}
+	return nil, errLost
+}
+
+// askAny asks one server after the other, those last that are late already. It
+// fails with errLost only if all are gone.
+func askAny(servers []*server, request holder.Request) ([]int, error) {
+	var prompt, late []*server
+	for _, s := range servers {
+		if s.isLate() {
+			late = append(late, s)
+		} else {
+			prompt = append(prompt, s)
+		}
+	}
+	err := error(errLost)
+	for _, s := range append(prompt, late...) {
+		fds, askErr := s.ask(request, 1)
+		if askErr == nil {
+			return fds, nil
+		}
+		if !errors.Is(askErr, errLost) {
+			err = askErr
+		}
 	}
 	return nil, err
 }

@@ -105,6 +105,7 @@ func answer(handle func(Request) ([]int, error)) {
 		} else if fds, err = handle(request); err != nil {
 			reply.Errno = errnoOf(err)
 		}
+		reply.Number = request.Number
 		if len(fds) > 0 {
 			part := reply
 			part.part = true

@@ -57,6 +57,10 @@ type Request struct {
 	Type     int32
 	Protocol int32
 	Count    uint32
+
+	// Number comes back with the answer, so that one that nobody waits for any
+	// more is known.
+	Number uint32
 }
 
 // Reply is the answer to a Request, or a server's first words. Descriptors go
@@ -68,6 +72,9 @@ type Reply struct {
 	// PID is the process that answers.
 	PID int32
 
+	// Number is the request's, or 0 with a server's first words.
+	Number uint32
+
 	// Confined is whether it runs under a system-call filter.
 	Confined bool
 
@@ -78,15 +85,15 @@ type Reply struct {
 }
 
 const (
-	requestSize = 20
-	replySize   = 12
+	requestSize = 24
+	replySize   = 16
 
 	flagConfined = 1 << 0
 	flagPart     = 1 << 1
 )
 
 func (r Request) appendTo(b []byte) []byte {
-	for _, field := range [...]uint32{uint32(r.Op), uint32(r.Domain), uint32(r.Type), uint32(r.Protocol), r.Count} {
+	for _, field := range [...]uint32{uint32(r.Op), uint32(r.Domain), uint32(r.Type), uint32(r.Protocol), r.Count, r.Number} {
 		b = binary.LittleEndian.AppendUint32(b, field)
 	}
 	return b
@@ -97,13 +104,14 @@ func (r *Request) unmarshal(b []byte) error {
 		return fmt.Errorf("a request of %d bytes", len(b))
 	}
 	field := func(i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
-	*r = Request{Op(field(0)), int32(field(1)), int32(field(2)), int32(field(3)), field(4)}
+	*r = Request{Op(field(0)), int32(field(1)), int32(field(2)), int32(field(3)), field(4), field(5)}
 	return nil
 }
 
 func (r Reply) appendTo(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(r.Errno))
 	b = binary.LittleEndian.AppendUint32(b, uint32(r.PID))
+	b = binary.LittleEndian.AppendUint32(b, r.Number)
 	flags := uint32(0)
 	if r.Confined {
 		flags |= flagConfined
@@ -118,10 +126,11 @@ func (r *Reply) unmarshal(b []byte) error {
 	if len(b) != replySize {
 		return fmt.Errorf("a reply of %d bytes", len(b))
 	}
-	flags := binary.LittleEndian.Uint32(b[8:])
+	flags := binary.LittleEndian.Uint32(b[12:])
 	*r = Reply{
 		Errno:    syscall.Errno(binary.LittleEndian.Uint32(b[0:])),
 		PID:      int32(binary.LittleEndian.Uint32(b[4:])),
+		Number:   binary.LittleEndian.Uint32(b[8:]),
 		Confined: flags&flagConfined != 0,
 		part:     flags&flagPart != 0,
 	}
