@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -47,9 +48,9 @@ type namespace struct {
 	// replenishing is held by who starts servers.
 	replenishing sync.Mutex
 
-	// lost is closed when the last server is gone before close.
-	lost     chan struct{}
-	watching sync.WaitGroup
+	// closing is closed by close, and lost when the last server is gone before.
+	closing, lost chan struct{}
+	watching      sync.WaitGroup
 }
 
 // newNamespace makes a namespace with a TUN that is down.
@@ -87,7 +88,7 @@ func startNamespace(logger *zap.Logger, ownUser bool) (_ *namespace, err error) 
 		<-ended
 	}()
 
-	n := &namespace{logger: logger, lost: make(chan struct{})}
+	n := &namespace{logger: logger, closing: make(chan struct{}), lost: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			n.close()
@@ -210,17 +211,38 @@ func (n *namespace) addServer(fd int) error {
 	return nil
 }
 
-// watch waits for a server's end and sees to a successor.
+// How long watch waits before it tries again to have a server started. What is
+// in the way, such as a limit of processes, may pass in a moment or in hours.
+const (
+	retryMin = time.Second
+	retryMax = time.Minute
+)
+
+// watch waits for a server's end and sees to a successor, for as long as it
+// takes: without one, the next death is the namespace's.
 func (n *namespace) watch(s *server) {
 	<-s.ended
 	s.end()
-	n.replenish()
+	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+		err := n.replenish()
+		if err == nil {
+			return
+		}
+		n.logger.Warn("starting another process that holds the tunnel's network namespace; trying again", zap.Duration("after", wait), zap.Error(err))
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-n.closing:
+		case <-n.lost:
+		}
+		timer.Stop()
+	}
 }
 
 // replenish takes the dead out of the servers and has the living start others
-// for them, until there are two. When it returns, there is a living one or the
-// namespace is lost.
-func (n *namespace) replenish() {
+// for them, until there are two, the namespace is closed or lost, or a living
+// one cannot. When it returns, there is a living one or the namespace is lost.
+func (n *namespace) replenish() error {
 	n.replenishing.Lock()
 	defer n.replenishing.Unlock()
 	for {
@@ -238,24 +260,22 @@ func (n *namespace) replenish() {
 		switch {
 		case n.closed, len(servers) >= 2:
 			n.mu.Unlock()
-			return
+			return nil
 		case len(servers) == 0:
 			if !n.isLost {
 				n.isLost = true
 				close(n.lost)
 			}
 			n.mu.Unlock()
-			return
+			return nil
 		}
 		n.mu.Unlock()
 		fds, err := servers[0].ask(holder.Request{Op: holder.OpServe}, 1)
 		if err == nil {
 			err = n.addServer(fds[0])
 		}
-		if err != nil && !servers[0].isDead() {
-			// The next death, or the next dial that finds nobody, tries again.
-			n.logger.Warn("starting another process that holds the tunnel's network namespace", zap.Error(err))
-			return
+		if err != nil && !errors.Is(err, net.ErrClosed) && !servers[0].isDead() {
+			return err
 		}
 	}
 }
@@ -276,7 +296,8 @@ func (n *namespace) sockets(domain, kind, count int) ([]int, error) {
 		if !errors.Is(err, errLost) {
 			return fds, err
 		}
-		n.replenish()
+		// If it fails, who watches the dead tries again.
+		_ = n.replenish()
 	}
 	return nil, errLost
 }
@@ -312,6 +333,7 @@ func (n *namespace) close() {
 	n.closed = true
 	servers := slices.Clone(n.servers)
 	n.mu.Unlock()
+	close(n.closing)
 	// Each is seen off by who watches it.
 	for _, s := range servers {
 		s.hangUp()
