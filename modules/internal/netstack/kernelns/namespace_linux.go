@@ -37,8 +37,9 @@ type namespace struct {
 	pinger  *pinger
 	index   uint32 // of the TUN
 
-	// filtered is whether the holders run under a system-call filter.
-	filtered bool
+	// filtered is whether the last holder runs under a system-call filter, and
+	// warned whether the log has been told that one does not.
+	filtered, warned bool
 
 	mu      sync.Mutex
 	servers []*server
@@ -205,7 +206,11 @@ func (n *namespace) addServer(fd int) error {
 		s.end()
 		return net.ErrClosed
 	}
-	n.filtered = s.confined
+	n.filtered = s.unconfined == nil
+	if !n.filtered && !n.warned {
+		n.warned = true
+		n.logger.Warn("the processes that hold the tunnel's network namespace run without a system-call filter", zap.Error(s.unconfined))
+	}
 	n.servers = append(n.servers, s)
 	n.watching.Go(func() { n.watch(s) })
 	return nil

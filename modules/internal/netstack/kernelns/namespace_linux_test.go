@@ -1,13 +1,18 @@
 package kernelns
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	seccomp "github.com/elastic/go-seccomp-bpf"
 	"go.uber.org/goleak"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 )
@@ -80,4 +85,60 @@ func TestCloseWithoutSuccessor(t *testing.T) {
 	}
 	eventually(t, "the end of holder "+strconv.Itoa(partner), func() bool { return gone(partner) })
 	goleak.VerifyNone(t, goroutines)
+}
+
+// TestNoFilter makes stacks where no system-call filter can be loaded: they
+// work, and the log says once what is missing.
+func TestNoFilter(t *testing.T) {
+	for _, tt := range []struct {
+		errno syscall.Errno
+		want  string
+	}{
+		{unix.ENOSYS, "CONFIG_SECCOMP_FILTER"},
+		{unix.EPERM, "forbids seccomp(2)"},
+	} {
+		t.Run(unix.ErrnoName(tt.errno), func(t *testing.T) {
+			core, logs := observer.New(zap.InfoLevel)
+			var s *Stack
+			var err error
+			var making sync.WaitGroup
+			making.Go(func() {
+				// What the thread may not do, neither may the holders that it
+				// starts. It ends with the goroutine.
+				lockForGood()
+				err = seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Policy: seccomp.Policy{
+					DefaultAction: seccomp.ActionAllow,
+					Syscalls:      []seccomp.SyscallGroup{{Action: seccomp.ActionErrno | seccomp.Action(tt.errno), Names: []string{"seccomp"}}},
+				}})
+				if err == nil {
+					s, err = newStack(Config{Name: "wg0", MTU: 1420, Addresses: testAddresses, Logger: zap.New(core)})
+				}
+			})
+			making.Wait()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if s.place.Load().filtered {
+				t.Error("a filter is in force")
+			}
+			// A successor is not worth another line.
+			pids := holders(s)
+			if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "a successor", func() bool {
+				now := holders(s)
+				return len(now) == 2 && !slices.Contains(now, pids[0])
+			})
+			loop(t, s)
+			warnings := logs.FilterMessageSnippet("without a system-call filter").All()
+			if len(warnings) != 1 {
+				t.Fatalf("%d lines in the log, want 1", len(warnings))
+			}
+			if got := fmt.Sprint(warnings[0].ContextMap()["error"]); !strings.Contains(got, tt.want) {
+				t.Errorf("the reason is %q, want %q in it", got, tt.want)
+			}
+		})
+	}
 }

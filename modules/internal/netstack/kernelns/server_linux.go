@@ -26,10 +26,12 @@ var errLate = errors.New("a process that holds the network namespace has not ans
 
 // server is a holder that hands out sockets.
 type server struct {
-	control  *net.UnixConn
-	logger   *zap.Logger
-	pid      int
-	confined bool
+	control *net.UnixConn
+	logger  *zap.Logger
+	pid     int
+
+	// unconfined is why it runs under no system-call filter; nil if it does.
+	unconfined error
 
 	// turn has one element while there is a question without an answer, or the
 	// first words are awaited.
@@ -76,7 +78,10 @@ func newServer(fd int, logger *zap.Logger) (*server, error) {
 		return nil, fmt.Errorf("waiting for its first words: %w", err)
 	}
 	holder.CloseAll(hello.fds)
-	s.pid, s.confined = int(hello.reply.PID), hello.reply.Confined
+	s.pid = int(hello.reply.PID)
+	if !hello.reply.Confined {
+		s.unconfined = holder.ExplainUnconfined(hello.reply.Errno)
+	}
 	return s, nil
 }
 

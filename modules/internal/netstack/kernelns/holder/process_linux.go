@@ -1,6 +1,7 @@
 package holder
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"runtime"
@@ -57,8 +58,11 @@ func limitMemory() {
 
 // serve hands out sockets until the control socket is closed.
 func serve() {
-	confined := filterSystemCalls() == nil
-	hello := Reply{PID: int32(os.Getpid()), Confined: confined}
+	err := filterSystemCalls()
+	hello := Reply{PID: int32(os.Getpid()), Confined: err == nil}
+	if err != nil {
+		hello.Errno = errnoOf(err)
+	}
 	if unix.Sendmsg(controlFD, hello.appendTo(nil), nil, nil, unix.MSG_NOSIGNAL) != nil {
 		return
 	}
@@ -122,7 +126,8 @@ func answer(handle func(Request) ([]int, error)) {
 }
 
 func errnoOf(err error) syscall.Errno {
-	if errno, ok := err.(syscall.Errno); ok {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
 		return errno
 	}
 	return syscall.EIO

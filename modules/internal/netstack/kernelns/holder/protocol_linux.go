@@ -66,7 +66,8 @@ type Request struct {
 // Reply is the answer to a Request, or a server's first words. Descriptors go
 // beside it.
 type Reply struct {
-	// Errno is why there are no descriptors, or 0.
+	// Errno is why there are no descriptors, or 0. In a server's first words
+	// it is why the server is not confined.
 	Errno syscall.Errno
 
 	// PID is the process that answers.
