@@ -3,6 +3,7 @@ package kernelns
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +12,7 @@ import (
 )
 
 // blanksKept is how many sockets of a kind wait to be used, so that a dial
-// need not ask a holder. A burst of more asks once for every so many.
+// need not ask a holder. When half of them are gone, more are asked for.
 const blanksKept = 32
 
 // blanks is a stock of sockets of one kind.
@@ -19,11 +20,23 @@ type blanks struct {
 	namespace    *namespace
 	domain, kind int
 
-	mu      sync.Mutex
-	stock   []int
+	mu     sync.Mutex
+	stock  []int
+	closed bool
+
+	// waiting are those who found the stock empty, in the order in which they
+	// came. Each has room for its socket, or for why there is none.
+	waiting []chan taken
+
+	// filling is whether sockets are being asked for, as they are while
+	// anybody waits. Only one asks, however many wait.
 	filling bool
-	closed  bool
 	fills   sync.WaitGroup
+}
+
+type taken struct {
+	fd  int
+	err error
 }
 
 // take returns a socket that nobody else has. It is the caller's to close.
@@ -36,47 +49,70 @@ func (b *blanks) take() (int, error) {
 	if left := len(b.stock); left > 0 {
 		fd := b.stock[left-1]
 		b.stock = b.stock[:left-1]
-		if left-1 < blanksKept/2 && !b.filling {
-			b.filling = true
-			b.fills.Go(b.fill)
-		}
+		b.fillIfLow()
 		b.mu.Unlock()
 		return fd, nil
 	}
+	wait := make(chan taken, 1)
+	b.waiting = append(b.waiting, wait)
+	b.fillIfLow()
 	b.mu.Unlock()
-	fds, err := b.namespace.sockets(b.domain, b.kind, blanksKept)
-	if err != nil {
-		return -1, err
-	}
-	b.put(fds[1:])
-	return fds[0], nil
+	got := <-wait
+	return got.fd, got.err
 }
 
-// fill fills the stock up. If that fails, the next take will say why.
+// fillIfLow has the stock filled if that is not under way. b.mu is held.
+func (b *blanks) fillIfLow() {
+	if b.low() && !b.filling {
+		b.filling = true
+		b.fills.Go(b.fill)
+	}
+}
+
+// low says whether there is reason to ask for sockets. b.mu is held.
+func (b *blanks) low() bool {
+	return !b.closed && (len(b.waiting) > 0 || len(b.stock) < blanksKept/2)
+}
+
+// fill asks for sockets until there are enough, or there are none to be had,
+// which those who wait are told. Others find out when they need one.
 func (b *blanks) fill() {
 	b.mu.Lock()
-	missing := blanksKept - len(b.stock)
-	b.mu.Unlock()
-	if missing > 0 {
-		if fds, err := b.namespace.sockets(b.domain, b.kind, missing); err == nil {
-			b.put(fds)
+	defer b.mu.Unlock()
+	defer func() { b.filling = false }()
+	for b.low() {
+		missing := min(blanksKept-len(b.stock)+len(b.waiting), holder.MaxSockets)
+		b.mu.Unlock()
+		fds, err := b.namespace.sockets(b.domain, b.kind, missing)
+		b.mu.Lock()
+		if err != nil {
+			b.refuse(err)
+			return
 		}
+		b.put(fds)
 	}
-	b.mu.Lock()
-	b.filling = false
-	b.mu.Unlock()
 }
 
-// put adds sockets to the stock as far as there is room.
+// put hands sockets to those who wait, and keeps the others. b.mu is held.
 func (b *blanks) put(fds []int) {
-	b.mu.Lock()
-	room := 0
-	if !b.closed {
-		room = min(max(blanksKept-len(b.stock), 0), len(fds))
-		b.stock = append(b.stock, fds[:room]...)
+	if b.closed {
+		holder.CloseAll(fds)
+		return
 	}
-	b.mu.Unlock()
-	holder.CloseAll(fds[room:])
+	served := min(len(fds), len(b.waiting))
+	for i, wait := range b.waiting[:served] {
+		wait <- taken{fd: fds[i]}
+	}
+	b.waiting = slices.Delete(b.waiting, 0, served)
+	b.stock = append(b.stock, fds[served:]...)
+}
+
+// refuse tells those who wait why there are no sockets. b.mu is held.
+func (b *blanks) refuse(err error) {
+	for _, wait := range b.waiting {
+		wait <- taken{fd: -1, err: err}
+	}
+	b.waiting = nil
 }
 
 func (b *blanks) close() {
@@ -84,6 +120,7 @@ func (b *blanks) close() {
 	b.closed = true
 	stock := b.stock
 	b.stock = nil
+	b.refuse(net.ErrClosed)
 	b.mu.Unlock()
 	holder.CloseAll(stock)
 	b.fills.Wait()

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -36,8 +37,9 @@ type namespace struct {
 	pinger  *pinger
 	index   uint32 // of the TUN
 
-	// filtered is whether the holders run under a system-call filter.
-	filtered bool
+	// filtered is whether the last holder runs under a system-call filter, and
+	// warned whether the log has been told that one does not.
+	filtered, warned bool
 
 	mu      sync.Mutex
 	servers []*server
@@ -47,9 +49,9 @@ type namespace struct {
 	// replenishing is held by who starts servers.
 	replenishing sync.Mutex
 
-	// lost is closed when the last server is gone before close.
-	lost     chan struct{}
-	watching sync.WaitGroup
+	// closing is closed by close, and lost when the last server is gone before.
+	closing, lost chan struct{}
+	watching      sync.WaitGroup
 }
 
 // newNamespace makes a namespace with a TUN that is down.
@@ -87,7 +89,7 @@ func startNamespace(logger *zap.Logger, ownUser bool) (_ *namespace, err error) 
 		<-ended
 	}()
 
-	n := &namespace{logger: logger, lost: make(chan struct{})}
+	n := &namespace{logger: logger, closing: make(chan struct{}), lost: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			n.close()
@@ -194,7 +196,7 @@ func openTUN(fd, socket int) (tun *os.File, index uint32, err error) {
 
 // addServer takes over a new holder's control socket.
 func (n *namespace) addServer(fd int) error {
-	s, err := newServer(fd)
+	s, err := newServer(fd, n.logger)
 	if err != nil {
 		return err
 	}
@@ -204,23 +206,48 @@ func (n *namespace) addServer(fd int) error {
 		s.end()
 		return net.ErrClosed
 	}
-	n.filtered = s.confined
+	n.filtered = s.unconfined == nil
+	if !n.filtered && !n.warned {
+		n.warned = true
+		n.logger.Warn("the processes that hold the tunnel's network namespace run without a system-call filter", zap.Error(s.unconfined))
+	}
 	n.servers = append(n.servers, s)
 	n.watching.Go(func() { n.watch(s) })
 	return nil
 }
 
-// watch waits for a server's end and sees to a successor.
+// How long watch waits before it tries again to have a server started. What is
+// in the way, such as a limit of processes, may pass in a moment or in hours.
+const (
+	retryMin = time.Second
+	retryMax = time.Minute
+)
+
+// watch waits for a server's end and sees to a successor, for as long as it
+// takes: without one, the next death is the namespace's.
 func (n *namespace) watch(s *server) {
 	<-s.ended
 	s.end()
-	n.replenish()
+	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+		err := n.replenish()
+		if err == nil {
+			return
+		}
+		n.logger.Warn("starting another process that holds the tunnel's network namespace; trying again", zap.Duration("after", wait), zap.Error(err))
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-n.closing:
+		case <-n.lost:
+		}
+		timer.Stop()
+	}
 }
 
 // replenish takes the dead out of the servers and has the living start others
-// for them, until there are two. When it returns, there is a living one or the
-// namespace is lost.
-func (n *namespace) replenish() {
+// for them, until there are two, the namespace is closed or lost, or a living
+// one cannot. When it returns, there is a living one or the namespace is lost.
+func (n *namespace) replenish() error {
 	n.replenishing.Lock()
 	defer n.replenishing.Unlock()
 	for {
@@ -238,24 +265,22 @@ func (n *namespace) replenish() {
 		switch {
 		case n.closed, len(servers) >= 2:
 			n.mu.Unlock()
-			return
+			return nil
 		case len(servers) == 0:
 			if !n.isLost {
 				n.isLost = true
 				close(n.lost)
 			}
 			n.mu.Unlock()
-			return
+			return nil
 		}
 		n.mu.Unlock()
 		fds, err := servers[0].ask(holder.Request{Op: holder.OpServe}, 1)
 		if err == nil {
 			err = n.addServer(fds[0])
 		}
-		if err != nil && !servers[0].isDead() {
-			// The next death, or the next dial that finds nobody, tries again.
-			n.logger.Warn("starting another process that holds the tunnel's network namespace", zap.Error(err))
-			return
+		if err != nil && !errors.Is(err, net.ErrClosed) && !servers[0].isDead() {
+			return err
 		}
 	}
 }
@@ -263,7 +288,6 @@ func (n *namespace) replenish() {
 // sockets makes blank sockets, at least one.
 func (n *namespace) sockets(domain, kind, count int) ([]int, error) {
 	request := holder.Request{Op: holder.OpSocket, Domain: int32(domain), Type: int32(kind), Count: uint32(count)}
-	err := error(errLost)
 	// When all that were known have died, one that they had started may have
 	// come meanwhile.
 	for range 3 {
@@ -273,16 +297,36 @@ func (n *namespace) sockets(domain, kind, count int) ([]int, error) {
 		if closed {
 			return nil, net.ErrClosed
 		}
-		for _, s := range servers {
-			var fds []int
-			if fds, err = s.ask(request, 1); err == nil {
-				return fds, nil
-			}
-		}
+		fds, err := askAny(servers, request)
 		if !errors.Is(err, errLost) {
-			break
+			return fds, err
 		}
-		n.replenish()
+		// If it fails, who watches the dead tries again.
+		_ = n.replenish()
+	}
+	return nil, errLost
+}
+
+// askAny asks one server after the other, those last that are late already. It
+// fails with errLost only if all are gone.
+func askAny(servers []*server, request holder.Request) ([]int, error) {
+	var prompt, late []*server
+	for _, s := range servers {
+		if s.isLate() {
+			late = append(late, s)
+		} else {
+			prompt = append(prompt, s)
+		}
+	}
+	err := error(errLost)
+	for _, s := range append(prompt, late...) {
+		fds, askErr := s.ask(request, 1)
+		if askErr == nil {
+			return fds, nil
+		}
+		if !errors.Is(askErr, errLost) {
+			err = askErr
+		}
 	}
 	return nil, err
 }
@@ -294,6 +338,7 @@ func (n *namespace) close() {
 	n.closed = true
 	servers := slices.Clone(n.servers)
 	n.mu.Unlock()
+	close(n.closing)
 	// Each is seen off by who watches it.
 	for _, s := range servers {
 		s.hangUp()

@@ -1,30 +1,53 @@
 package kernelns
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"sync"
 	"syscall"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack/kernelns/holder"
 )
 
 // answerTimeout is how long a holder may take to answer: it only makes system
-// calls that do not wait. One that is stopped or wedged counts as dead after
-// that.
+// calls that do not wait. One that takes longer is stopped, or waits for a host
+// that swaps, and so probably is the other. Who asks is told so; the holders are
+// kept, since with the last of them every connection would go.
 const answerTimeout = 5 * time.Second
+
+// errLate means that a holder has not answered in time.
+var errLate = errors.New("a process that holds the network namespace has not answered in time")
 
 // server is a holder that hands out sockets.
 type server struct {
-	control  *net.UnixConn
-	pid      int
-	confined bool
+	control *net.UnixConn
+	logger  *zap.Logger
+	pid     int
 
-	asking  sync.Mutex // one question at a time
-	answers chan answer
-	ended   chan struct{} // closed when it is gone, or given up
+	// unconfined is why it runs under no system-call filter; nil if it does.
+	unconfined error
+
+	// turn has one element while there is a question without an answer, or the
+	// first words are awaited.
+	turn  chan struct{}
+	ended chan struct{} // closed when it is gone
+
+	mu sync.Mutex
+
+	// number is the last question's.
+	number uint32
+
+	// waiting is where who asked waits for the answer; nil if nobody does.
+	waiting chan answer
+
+	// late is whether the answer has taken too long.
+	late bool
 }
 
 type answer struct {
@@ -34,23 +57,32 @@ type answer struct {
 
 // newServer takes over a new holder's control socket and waits for its first
 // words.
-func newServer(fd int) (*server, error) {
+func newServer(fd int, logger *zap.Logger) (*server, error) {
 	control, err := holder.Control(fd)
 	if err != nil {
 		return nil, err
 	}
-	s := &server{control: control, answers: make(chan answer, 1), ended: make(chan struct{})}
+	s := &server{control: control, logger: logger, turn: make(chan struct{}, 1), ended: make(chan struct{})}
+	s.turn <- struct{}{}
+	waiting := make(chan answer, 1)
+	s.waiting = waiting
 	go s.receive()
-	select {
-	case hello := <-s.answers:
-		holder.CloseAll(hello.fds)
-		s.pid, s.confined = int(hello.reply.PID), hello.reply.Confined
-		return s, nil
-	case <-s.ended:
-	case <-time.After(answerTimeout):
+	late := time.NewTimer(answerTimeout)
+	defer late.Stop()
+	hello, err := s.await(waiting, late.C)
+	if err != nil {
+		s.end()
+		if errors.Is(err, errLost) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, fmt.Errorf("waiting for its first words: %w", err)
 	}
-	s.end()
-	return nil, syscall.ECHILD
+	holder.CloseAll(hello.fds)
+	s.pid = int(hello.reply.PID)
+	if !hello.reply.Confined {
+		s.unconfined = holder.ExplainUnconfined(hello.reply.Errno)
+	}
+	return s, nil
 }
 
 // receive takes what the holder says until it is gone.
@@ -61,42 +93,105 @@ func (s *server) receive() {
 		if err != nil {
 			return
 		}
-		select {
-		case s.answers <- answer{reply, fds}:
-		default:
-			// Two answers to one question: it is not what it should be.
+		if !s.deliver(answer{reply, fds}) {
+			// Not what it should be.
 			holder.CloseAll(fds)
 			return
 		}
 	}
 }
 
+// deliver hands an answer to who waits for it, and says whether there was such
+// a question.
+func (s *server) deliver(a answer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.reply.Number != s.number {
+		return false
+	}
+	select {
+	case <-s.turn:
+	default:
+		return false
+	}
+	if s.waiting == nil {
+		holder.CloseAll(a.fds)
+	} else {
+		s.waiting <- a
+		s.waiting = nil
+	}
+	if s.late {
+		s.late = false
+		s.logger.Info("a process that holds the tunnel's network namespace answers again", zap.Int("pid", s.pid))
+	}
+	return true
+}
+
 // ask returns the descriptors that the holder answers with, of which there are
-// at least as many as wanted.
+// at least as many as wanted. While it owes an answer to somebody else it is
+// not asked.
 func (s *server) ask(request holder.Request, wanted int) ([]int, error) {
-	s.asking.Lock()
-	defer s.asking.Unlock()
+	late := time.NewTimer(answerTimeout)
+	defer late.Stop()
+	select {
+	case s.turn <- struct{}{}:
+	case <-s.ended:
+		return nil, errLost
+	case <-late.C:
+		return nil, errLate
+	}
+	waiting := make(chan answer, 1)
+	s.mu.Lock()
+	s.number++
+	s.waiting, request.Number = waiting, s.number
+	s.mu.Unlock()
 	if err := holder.Ask(s.control, request); err != nil {
 		// It is gone, which its end will say in a moment.
 		s.control.Close()
 		<-s.ended
 		return nil, errLost
 	}
-	late := time.NewTimer(answerTimeout)
-	defer late.Stop()
-	select {
-	case got := <-s.answers:
-		return got.taken(wanted)
-	case <-s.ended:
-	case <-late.C:
-		// Its answer must not be taken for that to the next question.
-		s.control.Close()
-		<-s.ended
+	got, err := s.await(waiting, late.C)
+	if err != nil {
+		return nil, err
 	}
-	return nil, errLost
+	return got.taken(wanted)
 }
 
-// isDead says whether the holder is gone, or given up.
+// await waits for the answer to the last question. When it is late, it is left
+// to deliver, and the next question waits for it.
+func (s *server) await(waiting <-chan answer, late <-chan time.Time) (answer, error) {
+	err := errLate
+	select {
+	case got := <-waiting:
+		return got, nil
+	case <-s.ended:
+		err = errLost
+	case <-late:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case got := <-waiting: // just so
+		return got, nil
+	default:
+	}
+	s.waiting = nil
+	if err == errLate && !s.late && s.number > 0 {
+		s.late = true
+		s.logger.Warn("a process that holds the tunnel's network namespace does not answer", zap.Int("pid", s.pid), zap.Duration("duration", answerTimeout))
+	}
+	return answer{}, err
+}
+
+// isLate says whether the holder owes an answer for too long.
+func (s *server) isLate() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.late
+}
+
+// isDead says whether the holder is gone.
 func (s *server) isDead() bool {
 	select {
 	case <-s.ended:
@@ -136,11 +231,6 @@ func (s *server) end() {
 	s.hangUp()
 	<-s.ended
 	s.control.Close()
-	select {
-	case left := <-s.answers:
-		holder.CloseAll(left.fds)
-	default:
-	}
 	s.reap()
 }
 

@@ -2,7 +2,9 @@ package holder
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
+	"syscall"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
@@ -34,7 +36,7 @@ func filterSystemCalls() error {
 	}
 	info, err := arch.GetInfo("")
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errUnknownArchitecture, err)
 	}
 	known := slices.DeleteFunc(slices.Clone(allowed), func(name string) bool {
 		_, ok := info.SyscallNames[name]
@@ -75,6 +77,24 @@ func filterSystemCalls() error {
 		return fmt.Errorf("loading the system-call filter: %w", err)
 	}
 	return nil
+}
+
+// errUnknownArchitecture is what a server says if the library that makes its
+// filter does not know the system calls of the architecture.
+const errUnknownArchitecture = unix.EOPNOTSUPP
+
+// ExplainUnconfined says why a server runs under no system-call filter, of the
+// Errno that comes with its first words.
+func ExplainUnconfined(errno syscall.Errno) error {
+	switch errno {
+	case errUnknownArchitecture:
+		return fmt.Errorf("the library that makes the filter knows the system calls of amd64, arm64, arm and 386, but not of %s: %w", runtime.GOARCH, errno)
+	case unix.ENOSYS, unix.EINVAL:
+		return fmt.Errorf("the kernel has no system-call filters; one with CONFIG_SECCOMP_FILTER has: %w", errno)
+	case unix.EPERM, unix.EACCES:
+		return fmt.Errorf("this container, service or security module forbids seccomp(2); allow it: %w", errno)
+	}
+	return fmt.Errorf("loading the filter: %w", errno)
 }
 
 // inherited says whether the filter that is in force is ours: it refuses what

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"net"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,16 +57,24 @@ type Request struct {
 	Type     int32
 	Protocol int32
 	Count    uint32
+
+	// Number comes back with the answer, so that one that nobody waits for any
+	// more is known.
+	Number uint32
 }
 
 // Reply is the answer to a Request, or a server's first words. Descriptors go
 // beside it.
 type Reply struct {
-	// Errno is why there are no descriptors, or 0.
+	// Errno is why there are no descriptors, or 0. In a server's first words
+	// it is why the server is not confined.
 	Errno syscall.Errno
 
 	// PID is the process that answers.
 	PID int32
+
+	// Number is the request's, or 0 with a server's first words.
+	Number uint32
 
 	// Confined is whether it runs under a system-call filter.
 	Confined bool
@@ -77,14 +86,16 @@ type Reply struct {
 }
 
 const (
-	requestSize = 20
-	replySize   = 12
+	requestSize = 24
+	replySize   = 16
+
+	flagConfined = 1 << 0
+	flagPart     = 1 << 1
 )
 
-func (r Request) marshal() []byte {
-	b := make([]byte, requestSize)
-	for i, field := range []uint32{uint32(r.Op), uint32(r.Domain), uint32(r.Type), uint32(r.Protocol), r.Count} {
-		binary.LittleEndian.PutUint32(b[4*i:], field)
+func (r Request) appendTo(b []byte) []byte {
+	for _, field := range [...]uint32{uint32(r.Op), uint32(r.Domain), uint32(r.Type), uint32(r.Protocol), r.Count, r.Number} {
+		b = binary.LittleEndian.AppendUint32(b, field)
 	}
 	return b
 }
@@ -94,39 +105,42 @@ func (r *Request) unmarshal(b []byte) error {
 		return fmt.Errorf("a request of %d bytes", len(b))
 	}
 	field := func(i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
-	*r = Request{Op(field(0)), int32(field(1)), int32(field(2)), int32(field(3)), field(4)}
+	*r = Request{Op(field(0)), int32(field(1)), int32(field(2)), int32(field(3)), field(4), field(5)}
 	return nil
 }
 
-func (r Reply) marshal() []byte {
-	b := make([]byte, replySize)
-	binary.LittleEndian.PutUint32(b[0:], uint32(r.Errno))
-	binary.LittleEndian.PutUint32(b[4:], uint32(r.PID))
+func (r Reply) appendTo(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint32(b, uint32(r.Errno))
+	b = binary.LittleEndian.AppendUint32(b, uint32(r.PID))
+	b = binary.LittleEndian.AppendUint32(b, r.Number)
+	flags := uint32(0)
 	if r.Confined {
-		b[8] = 1
+		flags |= flagConfined
 	}
 	if r.part {
-		b[9] = 1
+		flags |= flagPart
 	}
-	return b
+	return binary.LittleEndian.AppendUint32(b, flags)
 }
 
 func (r *Reply) unmarshal(b []byte) error {
 	if len(b) != replySize {
 		return fmt.Errorf("a reply of %d bytes", len(b))
 	}
+	flags := binary.LittleEndian.Uint32(b[12:])
 	*r = Reply{
 		Errno:    syscall.Errno(binary.LittleEndian.Uint32(b[0:])),
 		PID:      int32(binary.LittleEndian.Uint32(b[4:])),
-		Confined: b[8] == 1,
-		part:     b[9] == 1,
+		Number:   binary.LittleEndian.Uint32(b[8:]),
+		Confined: flags&flagConfined != 0,
+		part:     flags&flagPart != 0,
 	}
 	return nil
 }
 
 // Ask sends a request to a holder. Its answer is what Receive returns next.
 func Ask(control *net.UnixConn, request Request) error {
-	_, err := control.Write(request.marshal())
+	_, err := control.Write(request.appendTo(make([]byte, 0, requestSize)))
 	return err
 }
 
@@ -166,6 +180,23 @@ func receive(control *net.UnixConn) (Reply, []int, error) {
 		return Reply{}, nil, err
 	}
 	return reply, fds, nil
+}
+
+// rights is a control message that passes descriptors, as unix.UnixRights makes
+// it, in memory of its own.
+type rights struct {
+	header unix.Cmsghdr
+	fds    [MaxSockets]int32
+}
+
+// of is the message for descriptors, which the next call overwrites.
+func (r *rights) of(fds []int) []byte {
+	r.header.Level, r.header.Type = unix.SOL_SOCKET, unix.SCM_RIGHTS
+	r.header.SetLen(unix.CmsgLen(4 * len(fds)))
+	for i, fd := range fds {
+		r.fds[i] = int32(fd)
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(r)), unix.CmsgSpace(4*len(fds)))
 }
 
 func descriptors(oob []byte) ([]int, error) {
