@@ -139,8 +139,39 @@ func TestHolderReplaced(t *testing.T) {
 	}
 }
 
+// loseNamespace kills both holders at once and waits for the stack's next
+// namespace.
+func loseNamespace(t *testing.T, s *Stack) {
+	t.Helper()
+	former := s.place.Load()
+	// Stopped ones cannot start a successor for each other in between.
+	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
+		for _, pid := range holders(s) {
+			if err := syscall.Kill(pid, signal); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "another namespace", func() bool { return s.place.Load() != former })
+}
+
+// reach connects the stack to itself at address, as soon as that listens.
+func reach(t *testing.T, s *Stack, address string) {
+	t.Helper()
+	eventually(t, "a dial to "+address, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		conn, err := s.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(address))
+		if err != nil {
+			return false
+		}
+		conn.Close()
+		return true
+	})
+}
+
 // TestNamespaceReplaced kills both holders at once: the stack goes on in
-// another namespace, its listeners with it.
+// another namespace, and what listens with it.
 func TestNamespaceReplaced(t *testing.T) {
 	s, logs := newTestStack(t)
 	listener, err := s.ListenTCP(netip.MustParseAddrPort("[::]:8080"))
@@ -148,25 +179,20 @@ func TestNamespaceReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
+	datagrams, err := s.ListenUDP(netip.MustParseAddrPort("[::]:8080"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer datagrams.Close()
+	client, err := s.ListenUDP(netip.MustParseAddrPort("[::]:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
 	dialed, _ := loop(t, s)
-	former := s.place.Load()
-	for _, pid := range holders(s) {
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// Stopped ones cannot start a successor for each other in between.
-	for _, pid := range holders(s) {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-	}
-	eventually(t, "another namespace", func() bool { return s.place.Load() != former })
-	dialed.SetReadDeadline(time.Now().Add(30 * time.Second))
-	if _, err := dialed.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("the old connection ended with %v", err)
-	}
-	accepted := make(chan error, 1)
+
+	// All wait from before to after.
+	accepted, received := make(chan error, 1), make(chan error, 1)
 	go func() {
 		conn, err := listener.Accept()
 		if err == nil {
@@ -174,18 +200,45 @@ func TestNamespaceReplaced(t *testing.T) {
 		}
 		accepted <- err
 	}()
-	eventually(t, "a dial in the new namespace", func() bool {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		conn, err := s.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.1:8080"))
-		if err != nil {
-			return false
+	go func() {
+		buf := make([]byte, 10)
+		n, from, err := datagrams.ReadFrom(buf)
+		if err == nil {
+			_, err = datagrams.WriteTo(buf[:n], from)
 		}
-		conn.Close()
-		return true
-	})
+		received <- err
+	}()
+	ended := make(chan error, 2)
+	for _, read := range []func([]byte) (int, error){dialed.Read, client.Read} {
+		go func() {
+			_, err := read(make([]byte, 1))
+			ended <- err
+		}()
+	}
+	loseNamespace(t, s)
+	for range 2 {
+		if err := <-ended; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("a connection of the old namespace, or a client's socket, ended with %v", err)
+		}
+	}
+	reach(t, s, "10.77.0.1:8080")
 	if err := <-accepted; err != nil {
 		t.Errorf("accepting after the namespace was replaced: %v", err)
+	}
+	eventually(t, "the echo of a datagram", func() bool {
+		conn, err := s.DialUDP(context.Background(), netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.1:8080"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(time.Second))
+		buf := make([]byte, 10)
+		conn.Write([]byte("hello"))
+		n, err := conn.Read(buf)
+		return err == nil && string(buf[:n]) == "hello"
+	})
+	if err := <-received; err != nil {
+		t.Errorf("receiving after the namespace was replaced: %v", err)
 	}
 	if logs.FilterMessageSnippet("have died at once").Len() == 0 {
 		t.Error("nothing in the log")
@@ -206,6 +259,11 @@ func TestNothingLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer listener.Close()
+		datagrams, err := s.ListenUDP(netip.MustParseAddrPort("[::]:8080"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer datagrams.Close()
 		for range 5 {
 			conn, err := s.DialUDP(context.Background(), netip.MustParseAddrPort("203.0.113.5:0"), netip.MustParseAddrPort("10.77.0.2:9"))
 			if err != nil {
