@@ -57,6 +57,8 @@ func (s *sharedListener) accept() {
 	}
 }
 
+func (s *sharedListener) hasStopped() bool { return isClosed(s.stopped) }
+
 // Destruct closes the listener once its last user is closed.
 func (s *sharedListener) Destruct() error {
 	close(s.done)

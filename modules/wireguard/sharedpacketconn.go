@@ -68,6 +68,8 @@ func (s *sharedPacketConn) read() {
 	}
 }
 
+func (s *sharedPacketConn) hasStopped() bool { return isClosed(s.stopped) }
+
 // Destruct closes the socket once its last user is closed.
 func (s *sharedPacketConn) Destruct() error {
 	err := s.conn.Close()
