@@ -75,7 +75,13 @@ func holders(s *Stack) []int {
 // loop connects the stack to itself, which needs nobody at its device.
 func loop(t *testing.T, s *Stack) (dialed, accepted net.Conn) {
 	t.Helper()
-	listener, err := s.ListenTCP(netip.MustParseAddrPort("10.77.0.1:0"))
+	return loopAt(t, s, netip.MustParseAddr("10.77.0.1"))
+}
+
+// loopAt is loop at one of the stack's addresses.
+func loopAt(t *testing.T, s *Stack, address netip.Addr) (dialed, accepted net.Conn) {
+	t.Helper()
+	listener, err := s.ListenTCP(netip.AddrPortFrom(address, 0))
 	if err != nil {
 		t.Fatal(err)
 	}

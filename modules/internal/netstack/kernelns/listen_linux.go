@@ -51,7 +51,8 @@ func listenTCP(p *place, local netip.AddrPort) (*net.TCPListener, error) {
 	}
 	file := os.NewFile(uintptr(fd), "tcp")
 	defer file.Close()
-	// Connections that an earlier listener accepted do not keep the port.
+	// Connections do not keep the port, whether an earlier listener accepted
+	// them or they were dialed from it.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return nil, err
 	}
@@ -132,7 +133,7 @@ func listenUDP(p *place, local netip.AddrPort) (*net.UDPConn, error) {
 	}
 	file := os.NewFile(uintptr(fd), "udp")
 	defer file.Close()
-	if err := bindListener(fd, stock.domain, local); err != nil {
+	if err := bindUDPListener(p, fd, stock.domain, local); err != nil {
 		return nil, err
 	}
 	conn, err := net.FilePacketConn(file)
@@ -140,4 +141,24 @@ func listenUDP(p *place, local netip.AddrPort) (*net.UDPConn, error) {
 		return nil, err
 	}
 	return conn.(*net.UDPConn), nil
+}
+
+// bindUDPListener binds to a port even if sockets were dialed from it: they go
+// on getting what their peers send, and the listener gets the rest. A port that
+// the kernel chooses is nobody else's.
+func bindUDPListener(p *place, fd, domain int, local netip.AddrPort) error {
+	if local.Port() == 0 {
+		return bindListener(fd, domain, local)
+	}
+	// Two listeners with this option could have the same port, so that they
+	// have it one after the other, and only while they bind.
+	p.binding.Lock()
+	defer p.binding.Unlock()
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	if err := bindListener(fd, domain, local); err != nil {
+		return err
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0)
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -132,5 +133,123 @@ func TestListenAgainLater(t *testing.T) {
 	})
 	if got := logs.FilterMessageSnippet(failed).Len(); got != 2 {
 		t.Errorf("%d lines in the log, want 2", got)
+	}
+}
+
+// TestListenOnDialedPort listens on a port that connections were dialed from:
+// they go on, and the listener gets what is its own.
+func TestListenOnDialedPort(t *testing.T) {
+	s, _ := newTestStack(t)
+	for _, family := range []struct {
+		name             string
+		own, unspecified netip.Addr
+	}{
+		{"IPv4", netip.MustParseAddr("10.77.0.1"), netip.IPv4Unspecified()},
+		{"IPv6", netip.MustParseAddr("fd77::1"), netip.IPv6Unspecified()},
+		{"IPv4 and all", netip.MustParseAddr("10.77.0.1"), netip.IPv6Unspecified()},
+	} {
+		t.Run(family.name+" TCP", func(t *testing.T) {
+			dialed, accepted := loopAt(t, s, family.own)
+			port := dialed.LocalAddr().(*net.TCPAddr).AddrPort()
+			listener, err := s.ListenTCP(netip.AddrPortFrom(family.unspecified, port.Port()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			if _, err := s.ListenTCP(port); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("listening twice: %v", err)
+			}
+			exchange(t, dialed, accepted)
+			reach(t, s, port.String())
+			if conn, err := listener.Accept(); err != nil {
+				t.Error(err)
+			} else {
+				conn.Close()
+			}
+			exchange(t, accepted, dialed)
+		})
+		t.Run(family.name+" UDP", func(t *testing.T) {
+			bind := func(local netip.AddrPort) net.PacketConn {
+				t.Helper()
+				conn, err := s.ListenUDP(local)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { conn.Close() })
+				conn.SetDeadline(time.Now().Add(30 * time.Second))
+				return conn
+			}
+			peer, stranger := bind(netip.AddrPortFrom(family.own, 0)), bind(netip.AddrPortFrom(family.own, 0))
+			dialed, err := s.DialUDP(context.Background(), netip.AddrPort{}, peer.LocalAddr().(*net.UDPAddr).AddrPort())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dialed.Close()
+			dialed.SetDeadline(time.Now().Add(30 * time.Second))
+			port := dialed.LocalAddr().(*net.UDPAddr).AddrPort()
+			listener := bind(netip.AddrPortFrom(family.unspecified, port.Port()))
+			if _, err := s.ListenUDP(port); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("listening twice: %v", err)
+			}
+			for _, sent := range []struct {
+				by       net.PacketConn
+				text     string
+				received func([]byte) (int, error)
+			}{
+				{stranger, "to the listener", listener.(net.Conn).Read},
+				{peer, "to the dialed", dialed.Read},
+				{stranger, "to the listener again", listener.(net.Conn).Read},
+			} {
+				if _, err := sent.by.WriteTo([]byte(sent.text), net.UDPAddrFromAddrPort(port)); err != nil {
+					t.Fatal(err)
+				}
+				buf := make([]byte, 100)
+				if n, err := sent.received(buf); err != nil || string(buf[:n]) != sent.text {
+					t.Errorf("got %q, %v, want %q", buf[:n], err, sent.text)
+				}
+			}
+		})
+	}
+}
+
+// TestBusyUDPPort has many listeners on one port at once, of which one gets it.
+func TestBusyUDPPort(t *testing.T) {
+	s, _ := newTestStack(t)
+	for range 20 {
+		conns, errs := make([]net.PacketConn, 10), make([]error, 10)
+		var all sync.WaitGroup
+		for i := range conns {
+			all.Go(func() { conns[i], errs[i] = s.ListenUDP(netip.MustParseAddrPort("[::]:8080")) })
+		}
+		all.Wait()
+		got := 0
+		for i, err := range errs {
+			switch {
+			case err == nil:
+				got++
+				conns[i].Close()
+			case !errors.Is(err, syscall.EADDRINUSE):
+				t.Error(err)
+			}
+		}
+		if got != 1 {
+			t.Fatalf("%d listeners have the port", got)
+		}
+	}
+}
+
+// TestPortsOfDials looks at the ports that dials come from: those below are
+// left to listeners.
+func TestPortsOfDials(t *testing.T) {
+	s, _ := newTestStack(t)
+	for range 100 {
+		conn, err := s.DialUDP(context.Background(), netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.2:9"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if port := conn.LocalAddr().(*net.UDPAddr).Port; port < 16384 {
+			t.Fatalf("a dial comes from port %d", port)
+		}
 	}
 }
