@@ -45,7 +45,8 @@ type DialOptions struct {
 
 	// Transparent makes the dial come from Client's own address inside the
 	// tunnel, and from ClientPort if that is free there. Where that cannot be
-	// it comes from the tunnel's address: see App.Source.
+	// it comes from the tunnel's address, and Route.SourceReason says why: see
+	// App.Source.
 	Transparent bool
 	ClientPort  uint16
 }
@@ -104,13 +105,9 @@ func (a *App) Dial(ctx context.Context, network, address string, options DialOpt
 func (a *App) dialRoute(ctx context.Context, network string, route *Route, options DialOptions) (net.Conn, error) {
 	claim := a.tunnels[route.Tunnel].claim
 	source, reason := a.Source(*route, options)
-	conn, err := dialFrom(ctx, claim, network, source, route.Address)
-	if isClash(err) && source.Port() != 0 {
-		reason = fmt.Sprintf("port %d of the client's address is in use towards %s", source.Port(), route.Address)
-		for try := 0; try < freePortTries && isClash(err); try++ {
-			conn, err = dialFrom(ctx, claim, network, netip.AddrPortFrom(source.Addr(), 0), route.Address)
-		}
-	}
+	conn, reason, err := fromSource(source, reason, route.Address, func(source netip.AddrPort) (net.Conn, error) {
+		return dialFrom(ctx, claim, network, source, route.Address)
+	})
 	if err != nil {
 		return nil, err
 	}

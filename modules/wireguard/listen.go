@@ -22,18 +22,6 @@ func init() {
 	caddyhttp.RegisterNetworkHTTP3(networkTCP, networkUDP)
 }
 
-// listeners holds the sockets inside tunnels that configurations listen on,
-// by network, tunnel and port. Caddy asks for a listener at every reload, and
-// both configurations use it for a moment, so it is one socket with several
-// users.
-var listeners = caddy.NewUsagePool()
-
-type listenerKey struct {
-	network string
-	tunnel  string
-	port    uint16
-}
-
 // listen opens a listener of network `wireguard/<tunnel>:<port>` or
 // `wireguard+udp/<tunnel>:<port>`: on all addresses that this end has inside
 // the tunnel. It implements caddy.ListenerFunc.
@@ -56,7 +44,7 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 	local := netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(port))
 	switch network {
 	case networkTCP:
-		value, _, err := listeners.LoadOrNew(key, func() (caddy.Destructor, error) {
+		socket, release, err := acquire(key, func() (sharedSocket, error) {
 			listener, err := c.claim.ListenTCP(local)
 			if err != nil {
 				return nil, err
@@ -66,9 +54,9 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 		if err != nil {
 			return nil, err
 		}
-		return value.(*sharedListener).use(func() error { return releaseListener(key) }), nil
+		return socket.(*sharedListener).use(release), nil
 	case networkUDP:
-		value, _, err := listeners.LoadOrNew(key, func() (caddy.Destructor, error) {
+		socket, release, err := acquire(key, func() (sharedSocket, error) {
 			conn, err := c.claim.ListenUDP(local)
 			if err != nil {
 				return nil, err
@@ -78,14 +66,9 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 		if err != nil {
 			return nil, err
 		}
-		return value.(*sharedPacketConn).use(func() error { return releaseListener(key) }), nil
+		return socket.(*sharedPacketConn).use(release), nil
 	}
 	return nil, fmt.Errorf("listening on %s: the networks inside a tunnel are %s and %s", address, networkTCP, networkUDP)
-}
-
-func releaseListener(key listenerKey) error {
-	_, err := listeners.Delete(key)
-	return err
 }
 
 // claimOf returns the claim that the configuration which ctx belongs to has

@@ -1,9 +1,9 @@
 package wireguard
 
 import (
+	"errors"
 	"net"
 	"sync"
-	"time"
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
@@ -29,25 +29,19 @@ func newSharedListener(listener netstack.TCPListener) *sharedListener {
 	return s
 }
 
-// acceptRetry is how long accepting pauses after an error that does not end
-// it, such as a lack of memory.
-const acceptRetry = 50 * time.Millisecond
-
 func (s *sharedListener) accept() {
 	defer close(s.stopped)
+	errs := backOff{message: "accepting connections inside the tunnel; trying again", address: s.listener.Addr(), done: s.done}
 	for {
 		conn, err := s.listener.Accept()
 		if err != nil {
-			if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
-				select {
-				case <-s.done:
-					return
-				case <-time.After(acceptRetry):
-					continue
-				}
+			// Closed, by Destruct or with the tunnel.
+			if errors.Is(err, net.ErrClosed) || !errs.failed(err) {
+				return
 			}
-			return // closed, by Destruct or with the tunnel
+			continue
 		}
+		errs.succeeded()
 		select {
 		case s.accepted <- conn:
 		case <-s.done:
@@ -56,6 +50,8 @@ func (s *sharedListener) accept() {
 		}
 	}
 }
+
+func (s *sharedListener) hasStopped() bool { return isClosed(s.stopped) }
 
 // Destruct closes the listener once its last user is closed.
 func (s *sharedListener) Destruct() error {

@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"errors"
 	"net"
 	"os"
 	"sync"
@@ -23,6 +24,7 @@ const (
 type sharedPacketConn struct {
 	conn     netstack.UDPConn
 	received chan datagram
+	done     chan struct{} // closed by Destruct
 	stopped  chan struct{} // closed when the read loop has ended
 }
 
@@ -40,6 +42,7 @@ func newSharedPacketConn(conn netstack.UDPConn) *sharedPacketConn {
 	s := &sharedPacketConn{
 		conn:     conn,
 		received: make(chan datagram, packetBacklog),
+		done:     make(chan struct{}),
 		stopped:  make(chan struct{}),
 	}
 	go s.read()
@@ -48,17 +51,20 @@ func newSharedPacketConn(conn netstack.UDPConn) *sharedPacketConn {
 
 func (s *sharedPacketConn) read() {
 	defer close(s.stopped)
+	errs := backOff{message: "receiving datagrams inside the tunnel; trying again", address: s.conn.LocalAddr(), done: s.done}
 	for {
 		payload := payloads.Get().(*[]byte)
 		*payload = (*payload)[:maxDatagram]
 		n, from, err := s.conn.ReadFrom(*payload)
 		if err != nil {
 			payloads.Put(payload)
-			if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
-				continue
+			// Closed, by Destruct or with the tunnel.
+			if errors.Is(err, net.ErrClosed) || !errs.failed(err) {
+				return
 			}
-			return // closed, by Destruct or with the tunnel
+			continue
 		}
+		errs.succeeded()
 		*payload = (*payload)[:n]
 		select {
 		case s.received <- datagram{payload, from}:
@@ -68,8 +74,11 @@ func (s *sharedPacketConn) read() {
 	}
 }
 
+func (s *sharedPacketConn) hasStopped() bool { return isClosed(s.stopped) }
+
 // Destruct closes the socket once its last user is closed.
 func (s *sharedPacketConn) Destruct() error {
+	close(s.done)
 	err := s.conn.Close()
 	<-s.stopped
 	return err

@@ -3,9 +3,12 @@ package wireguard
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"syscall"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
 const (
@@ -52,6 +55,24 @@ func (a *App) Source(route Route, options DialOptions) (source netip.AddrPort, r
 		return netip.AddrPort{}, fmt.Sprintf("the client's address %s is in %s", client, owner)
 	}
 	return netip.AddrPortFrom(client, options.ClientPort), ""
+}
+
+// fromSource dials remote from source or, where that is not to be had, from
+// what comes closest to it: another port of the client's, or the tunnel's own
+// address. It adds to the reason why it is not the client's address and port.
+func fromSource(source netip.AddrPort, reason string, remote netip.AddrPort, dial func(netip.AddrPort) (net.Conn, error)) (net.Conn, string, error) {
+	conn, err := dial(source)
+	if isClash(err) && source.Port() != 0 {
+		reason = fmt.Sprintf("port %d of the client's address is in use towards %s", source.Port(), remote)
+		for try := 0; try < freePortTries && isClash(err); try++ {
+			conn, err = dial(netip.AddrPortFrom(source.Addr(), 0))
+		}
+	}
+	if errors.Is(err, netstack.ErrTooManyClients) {
+		reason = fmt.Sprintf("the client's address %s is one too many: as many others as a tunnel takes have connections in it", source.Addr())
+		conn, err = dial(netip.AddrPort{})
+	}
+	return conn, reason, err
 }
 
 // unfit says what an address is that cannot be another machine's across a

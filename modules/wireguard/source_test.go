@@ -2,11 +2,17 @@ package wireguard
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
 	"github.com/homeward-relay/homeward/modules/internal/tunnel"
 )
 
@@ -56,6 +62,50 @@ func TestSource(t *testing.T) {
 			}
 			if source != want || !strings.Contains(reason, tt.reason) || tt.reason == "" && reason != "" {
 				t.Errorf("got %s, %q, want %s, %q", source, reason, want, tt.reason)
+			}
+		})
+	}
+}
+
+func TestFromSource(t *testing.T) {
+	client, anyPort, own := netip.MustParseAddrPort("203.0.113.9:4711"), netip.MustParseAddrPort("203.0.113.9:0"), netip.AddrPort{}
+	// As they come from the stack, by way of the tunnel.
+	wrapped := func(err error) error { return fmt.Errorf("peer home is up: %w", &net.OpError{Op: "dial", Err: err}) }
+	inUse, full, refused := wrapped(syscall.EADDRNOTAVAIL), wrapped(netstack.ErrTooManyClients), wrapped(syscall.ECONNREFUSED)
+	for _, tt := range []struct {
+		name   string
+		source netip.AddrPort
+		errs   []error // of the dials in turn; nil after them
+		want   []netip.AddrPort
+		reason string
+		err    error
+	}{
+		{"the client's", client, nil, []netip.AddrPort{client}, "", nil},
+		{"the tunnel's", own, nil, []netip.AddrPort{own}, "", nil},
+		{"refused", client, []error{refused}, []netip.AddrPort{client}, "", syscall.ECONNREFUSED},
+		{"port in use", client, []error{inUse}, []netip.AddrPort{client, anyPort}, "port 4711 of the client's address is in use towards 10.77.0.2:22", nil},
+		{"all ports in use", client, []error{inUse, inUse, inUse, inUse, inUse}, []netip.AddrPort{client, anyPort, anyPort, anyPort, anyPort}, "", syscall.EADDRNOTAVAIL},
+		{"too many clients", client, []error{full}, []netip.AddrPort{client, own}, "the client's address 203.0.113.9 is one too many", nil},
+		{"too many clients, and refused", client, []error{full, refused}, []netip.AddrPort{client, own}, "", syscall.ECONNREFUSED},
+		{"too many clients meanwhile", client, []error{inUse, full}, []netip.AddrPort{client, anyPort, own}, "is one too many", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got []netip.AddrPort
+			_, reason, err := fromSource(tt.source, "", netip.MustParseAddrPort("10.77.0.2:22"), func(source netip.AddrPort) (net.Conn, error) {
+				got = append(got, source)
+				if len(got) <= len(tt.errs) {
+					return nil, tt.errs[len(got)-1]
+				}
+				return nil, nil
+			})
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("dialed from %v, want %v", got, tt.want)
+			}
+			if !errors.Is(err, tt.err) {
+				t.Errorf("error is %v, want %v", err, tt.err)
+			}
+			if tt.err == nil && (!strings.Contains(reason, tt.reason) || tt.reason == "" && reason != "") {
+				t.Errorf("reason is %q, want %q", reason, tt.reason)
 			}
 		})
 	}

@@ -35,6 +35,10 @@ const MaxPing = 1420
 // or a listener asks for.
 var ErrNoAddress = errors.New("no tunnel address of this family")
 
+// ErrTooManyClients means that a dial from an address that is not the stack's
+// own cannot be, since sockets have as many others as a stack takes.
+var ErrTooManyClients = errors.New("too many clients' addresses in use inside the tunnel")
+
 // Stack is a TCP/IP stack on the inner side of one tunnel. Its methods may be
 // called by several goroutines at once.
 type Stack interface {

@@ -34,7 +34,9 @@ func (s *Stack) dialTCP(ctx context.Context, local, remote netip.AddrPort) (*tcp
 		return nil, err
 	}
 	defer d.file.Close()
-	// Without it the connection works as well.
+	// Without these the connection works as well. The first lets others listen
+	// on its port.
+	_ = unix.SetsockoptInt(d.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	_ = unix.SetsockoptInt(d.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentMax)
 	conn, err := d.connected(s.connect(ctx, d.file, d.fd, sockaddr(remote, d.domain)))
 	if err != nil {
@@ -69,7 +71,10 @@ func (s *Stack) dialUDP(ctx context.Context, local, remote netip.AddrPort) (*udp
 		return nil, err
 	}
 	defer d.file.Close()
-	conn, err := d.connected(unix.Connect(d.fd, sockaddr(remote, d.domain)))
+	err = unix.Connect(d.fd, sockaddr(remote, d.domain))
+	// Not before, or a port that the kernel chooses could be another's.
+	_ = unix.SetsockoptInt(d.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	conn, err := d.connected(err)
 	if err != nil {
 		return nil, err
 	}

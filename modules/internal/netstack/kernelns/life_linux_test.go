@@ -2,6 +2,7 @@ package kernelns
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -75,7 +76,13 @@ func holders(s *Stack) []int {
 // loop connects the stack to itself, which needs nobody at its device.
 func loop(t *testing.T, s *Stack) (dialed, accepted net.Conn) {
 	t.Helper()
-	listener, err := s.ListenTCP(netip.MustParseAddrPort("10.77.0.1:0"))
+	return loopAt(t, s, netip.MustParseAddr("10.77.0.1"))
+}
+
+// loopAt is loop at one of the stack's addresses.
+func loopAt(t *testing.T, s *Stack, address netip.Addr) (dialed, accepted net.Conn) {
+	t.Helper()
+	listener, err := s.ListenTCP(netip.AddrPortFrom(address, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,8 +146,39 @@ func TestHolderReplaced(t *testing.T) {
 	}
 }
 
+// loseNamespace kills both holders at once and waits for the stack's next
+// namespace.
+func loseNamespace(t *testing.T, s *Stack) {
+	t.Helper()
+	former := s.place.Load()
+	// Stopped ones cannot start a successor for each other in between.
+	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
+		for _, pid := range holders(s) {
+			if err := syscall.Kill(pid, signal); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "another namespace", func() bool { return s.place.Load() != former })
+}
+
+// reach connects the stack to itself at address, as soon as that listens.
+func reach(t *testing.T, s *Stack, address string) {
+	t.Helper()
+	eventually(t, "a dial to "+address, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		conn, err := s.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(address))
+		if err != nil {
+			return false
+		}
+		conn.Close()
+		return true
+	})
+}
+
 // TestNamespaceReplaced kills both holders at once: the stack goes on in
-// another namespace, its listeners with it.
+// another namespace, and what listens with it.
 func TestNamespaceReplaced(t *testing.T) {
 	s, logs := newTestStack(t)
 	listener, err := s.ListenTCP(netip.MustParseAddrPort("[::]:8080"))
@@ -148,25 +186,20 @@ func TestNamespaceReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
+	datagrams, err := s.ListenUDP(netip.MustParseAddrPort("[::]:8080"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer datagrams.Close()
+	client, err := s.ListenUDP(netip.MustParseAddrPort("[::]:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
 	dialed, _ := loop(t, s)
-	former := s.place.Load()
-	for _, pid := range holders(s) {
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// Stopped ones cannot start a successor for each other in between.
-	for _, pid := range holders(s) {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-	}
-	eventually(t, "another namespace", func() bool { return s.place.Load() != former })
-	dialed.SetReadDeadline(time.Now().Add(30 * time.Second))
-	if _, err := dialed.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("the old connection ended with %v", err)
-	}
-	accepted := make(chan error, 1)
+
+	// All wait from before to after.
+	accepted, received := make(chan error, 1), make(chan error, 1)
 	go func() {
 		conn, err := listener.Accept()
 		if err == nil {
@@ -174,18 +207,45 @@ func TestNamespaceReplaced(t *testing.T) {
 		}
 		accepted <- err
 	}()
-	eventually(t, "a dial in the new namespace", func() bool {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		conn, err := s.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.1:8080"))
-		if err != nil {
-			return false
+	go func() {
+		buf := make([]byte, 10)
+		n, from, err := datagrams.ReadFrom(buf)
+		if err == nil {
+			_, err = datagrams.WriteTo(buf[:n], from)
 		}
-		conn.Close()
-		return true
-	})
+		received <- err
+	}()
+	ended := make(chan error, 2)
+	for _, read := range []func([]byte) (int, error){dialed.Read, client.Read} {
+		go func() {
+			_, err := read(make([]byte, 1))
+			ended <- err
+		}()
+	}
+	loseNamespace(t, s)
+	for range 2 {
+		if err := <-ended; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("a connection of the old namespace, or a client's socket, ended with %v", err)
+		}
+	}
+	reach(t, s, "10.77.0.1:8080")
 	if err := <-accepted; err != nil {
 		t.Errorf("accepting after the namespace was replaced: %v", err)
+	}
+	eventually(t, "the echo of a datagram", func() bool {
+		conn, err := s.DialUDP(context.Background(), netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.1:8080"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(time.Second))
+		buf := make([]byte, 10)
+		conn.Write([]byte("hello"))
+		n, err := conn.Read(buf)
+		return err == nil && string(buf[:n]) == "hello"
+	})
+	if err := <-received; err != nil {
+		t.Errorf("receiving after the namespace was replaced: %v", err)
 	}
 	if logs.FilterMessageSnippet("have died at once").Len() == 0 {
 		t.Error("nothing in the log")
@@ -206,6 +266,11 @@ func TestNothingLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer listener.Close()
+		datagrams, err := s.ListenUDP(netip.MustParseAddrPort("[::]:8080"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer datagrams.Close()
 		for range 5 {
 			conn, err := s.DialUDP(context.Background(), netip.MustParseAddrPort("203.0.113.5:0"), netip.MustParseAddrPort("10.77.0.2:9"))
 			if err != nil {
@@ -387,8 +452,72 @@ func TestCongestionControl(t *testing.T) {
 	if logs.FilterMessageSnippet("modprobe tcp_nosuch").Len() != 1 {
 		t.Errorf("log is %v", logs.All())
 	}
-	if got := sending(); got == "" || got == "nosuch" {
-		t.Errorf("sends with %q", got)
+	if got := sending(); got != lossBased[0] {
+		t.Errorf("sends with %q, want %s", got, lossBased[0])
+	}
+	if got := s.CongestionControl(); got != lossBased[0] {
+		t.Errorf("says %q, want %s", got, lossBased[0])
+	}
+	if used := logs.FilterMessageSnippet("modprobe tcp_nosuch").All()[0].ContextMap()["used"]; used != lossBased[0] {
+		t.Errorf("the log says %q, want %s", used, lossBased[0])
+	}
+}
+
+// TestECN reads what connections ask for, for each way to send: marks are for
+// who answers to them.
+func TestECN(t *testing.T) {
+	s, _ := newTestStack(t)
+	// The port tells a SYN from one that is sent again.
+	port := uint16(1000)
+	asks := func(remote netip.Addr) bool {
+		t.Helper()
+		port++
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { _, _ = s.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(remote, port)) }()
+		bufs, sizes := make([][]byte, batchSize), make([]int, batchSize)
+		for i := range bufs {
+			bufs[i] = make([]byte, frameSize)
+		}
+		for {
+			n, err := s.Device().Read(bufs, sizes, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range n {
+				tcp := bufs[i][20:sizes[i]]
+				if remote.Is6() {
+					tcp = bufs[i][40:sizes[i]]
+				}
+				const syn, ece, cwr = 0x02, 0x40, 0x80
+				if len(tcp) < 20 || binary.BigEndian.Uint16(tcp[2:]) != port || tcp[13]&syn == 0 {
+					continue
+				}
+				return tcp[13]&(ece|cwr) == ece|cwr
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		want bool
+	}{
+		{"cubic", true},
+		{"reno", true},
+		{preferredCongestion, false},
+		{"", s.CongestionControl() != preferredCongestion},
+		{"nosuch", true}, // falls back to cubic
+	} {
+		if err := s.SetCongestionControl(tt.name); err != nil {
+			t.Fatal(err)
+		}
+		if tt.name == preferredCongestion && s.CongestionControl() != preferredCongestion {
+			continue // this kernel has none
+		}
+		for _, prefix := range testAddresses {
+			if got := asks(prefix.Addr().Next()); got != tt.want {
+				t.Errorf("with %q configured, a SYN of %v asks for ECN: %v, want %v", tt.name, prefix.Addr(), got, tt.want)
+			}
+		}
 	}
 }
 
@@ -427,7 +556,7 @@ func TestNearCongestion(t *testing.T) {
 		}
 		dialed, accepted := loop(t, s)
 		for _, conn := range []net.Conn{dialed, accepted} {
-			if got := algorithm(conn); slices.Contains(nearCongestions, got) != tt.isNear || !tt.isNear && got != preferredCongestion {
+			if got := algorithm(conn); slices.Contains(lossBased, got) != tt.isNear || !tt.isNear && got != preferredCongestion {
 				t.Errorf("with %q configured, nearer than %s: it sends with %s", tt.configured, tt.nearby, got)
 			}
 		}

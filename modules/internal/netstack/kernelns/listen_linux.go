@@ -1,14 +1,10 @@
 package kernelns
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"os"
-	"sync"
-	"time"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
@@ -18,45 +14,32 @@ import (
 // somaxconn.
 const listenBacklog = 4096
 
-// tcpListener accepts connections of the namespace, and of the next one if
-// that has to be made anew.
-type tcpListener struct {
-	open   *openSockets
-	local  netip.AddrPort
-	logger *zap.Logger
-	tune   func(*net.TCPConn)
-
-	mu       sync.Mutex
-	listener *net.TCPListener
-	deadline time.Time
-	closed   bool
-}
-
 // ListenTCP listens on local.
 func (s *Stack) ListenTCP(local netip.AddrPort) (netstack.TCPListener, error) {
 	local = unmap(local)
-	fail := func(err error) (netstack.TCPListener, error) {
+	l, err := s.newTCPListener(local)
+	if err != nil {
 		return nil, opError("listen", "tcp", nil, net.TCPAddrFromAddrPort(local), err)
 	}
+	return l, nil
+}
+
+func (s *Stack) newTCPListener(local netip.AddrPort) (*tcpListener, error) {
 	if err := netstack.CheckListen(*s.addresses.Load(), local); err != nil {
-		return fail(err)
+		return nil, err
 	}
-	listener, err := listenTCP(s.place.Load(), local)
+	p := s.place.Load()
+	socket, err := listenTCP(p, local)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	l := &tcpListener{open: &s.open, local: listener.Addr().(*net.TCPAddr).AddrPort(), logger: s.logger, tune: s.tune, listener: listener}
-	l.local = netip.AddrPortFrom(local.Addr(), l.local.Port())
-	s.open.mu.Lock()
-	defer s.open.mu.Unlock()
-	if s.open.closed {
-		listener.Close()
-		return fail(net.ErrClosed)
+	local = netip.AddrPortFrom(local.Addr(), socket.Addr().(*net.TCPAddr).AddrPort().Port())
+	l := &tcpListener{tune: s.tune}
+	l.kept = kept[*net.TCPListener]{stack: s, network: "tcp", local: local, listen: listenTCP, restore: l.restore, place: p, socket: socket}
+	if err := s.keep(&l.kept); err != nil {
+		_ = l.Close()
+		return nil, err
 	}
-	if s.open.listeners == nil {
-		s.open.listeners = make(map[*tcpListener]struct{})
-	}
-	s.open.listeners[l] = struct{}{}
 	return l, nil
 }
 
@@ -68,7 +51,8 @@ func listenTCP(p *place, local netip.AddrPort) (*net.TCPListener, error) {
 	}
 	file := os.NewFile(uintptr(fd), "tcp")
 	defer file.Close()
-	// Connections that an earlier listener accepted do not keep the port.
+	// Connections do not keep the port, whether an earlier listener accepted
+	// them or they were dialed from it.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return nil, err
 	}
@@ -102,132 +86,79 @@ func bindListener(fd, domain int, local netip.AddrPort) error {
 	return unix.Bind(fd, sockaddr(local, domain))
 }
 
-// ListenUDP returns an unconnected UDP socket.
+// ListenUDP returns an unconnected UDP socket. One on a given port outlives the
+// namespace, as listeners do. One whose port is left to the stack is a client's:
+// it ends with the namespace, as connections do, and is a *net.UDPConn in all, so
+// that QUIC can use the kernel's offloads.
 func (s *Stack) ListenUDP(local netip.AddrPort) (netstack.UDPConn, error) {
 	local = unmap(local)
-	conn, err := s.listenUDP(local)
+	conn, err := s.newUDPListener(local)
 	if err != nil {
 		return nil, opError("listen", "udp", nil, net.UDPAddrFromAddrPort(local), err)
 	}
 	return conn, nil
 }
 
-func (s *Stack) listenUDP(local netip.AddrPort) (*udpConn, error) {
+func (s *Stack) newUDPListener(local netip.AddrPort) (netstack.UDPConn, error) {
 	if err := netstack.CheckListen(*s.addresses.Load(), local); err != nil {
 		return nil, err
 	}
-	stock := s.place.Load().stocks.of(unix.SOCK_DGRAM, local.Addr())
+	p := s.place.Load()
+	socket, err := listenUDP(p, local)
+	if err != nil {
+		return nil, err
+	}
+	if local.Port() == 0 {
+		conn, err := s.open.addUDP(socket, nil)
+		if err != nil {
+			_ = socket.Close()
+			return nil, err
+		}
+		return conn, nil
+	}
+	l := new(udpListener)
+	l.kept = kept[*net.UDPConn]{stack: s, network: "udp", local: local, listen: listenUDP, restore: l.restore, place: p, socket: socket}
+	if err := s.keep(&l.kept); err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func listenUDP(p *place, local netip.AddrPort) (*net.UDPConn, error) {
+	stock := p.stocks.of(unix.SOCK_DGRAM, local.Addr())
 	fd, err := stock.take()
 	if err != nil {
 		return nil, err
 	}
 	file := os.NewFile(uintptr(fd), "udp")
 	defer file.Close()
-	if err := bindListener(fd, stock.domain, local); err != nil {
+	if err := bindUDPListener(p, fd, stock.domain, local); err != nil {
 		return nil, err
 	}
 	conn, err := net.FilePacketConn(file)
 	if err != nil {
 		return nil, err
 	}
-	added, err := s.open.addUDP(conn.(*net.UDPConn), nil)
-	if err != nil {
-		conn.Close()
-	}
-	return added, err
+	return conn.(*net.UDPConn), nil
 }
 
-// Accept waits for the next connection, which is a netstack.TCPConn.
-func (l *tcpListener) Accept() (net.Conn, error) {
-	for {
-		listener := l.current()
-		conn, err := listener.AcceptTCP()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) && l.current() != listener {
-				continue
-			}
-			return nil, err
-		}
-		l.tune(conn)
-		added, err := l.open.addTCP(conn, nil)
-		if err != nil {
-			conn.Close()
-			return nil, opError("accept", "tcp", nil, l.Addr(), err)
-		}
-		return added, nil
+// bindUDPListener binds to a port even if sockets were dialed from it: they go
+// on getting what their peers send, and the listener gets the rest. A port that
+// the kernel chooses is nobody else's.
+func bindUDPListener(p *place, fd, domain int, local netip.AddrPort) error {
+	if local.Port() == 0 {
+		return bindListener(fd, domain, local)
 	}
-}
-
-func (l *tcpListener) current() *net.TCPListener {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.listener
-}
-
-// listenAgain listens in another place, on the same port.
-func (l *tcpListener) listenAgain(p *place) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil
-	}
-	listener, err := listenTCP(p, l.local)
-	if err != nil {
+	// Two listeners with this option could have the same port, so that they
+	// have it one after the other, and only while they bind.
+	p.binding.Lock()
+	defer p.binding.Unlock()
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return err
 	}
-	_ = listener.SetDeadline(l.deadline)
-	_ = l.listener.Close()
-	l.listener = listener
-	return nil
-}
-
-// Addr returns the *net.TCPAddr that the listener is bound to.
-func (l *tcpListener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.local) }
-
-// SetDeadline bounds Accept.
-func (l *tcpListener) SetDeadline(t time.Time) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.deadline = t
-	return l.listener.SetDeadline(t)
-}
-
-// Close stops listening. Connections that nobody accepted are reset. That the
-// stack was closed before is no error.
-func (l *tcpListener) Close() error {
-	l.open.mu.Lock()
-	delete(l.open.listeners, l)
-	ended := l.open.closed
-	l.open.mu.Unlock()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	again := l.closed
-	l.closed = true
-	err := l.listener.Close()
-	if ended && !again {
-		return nil
+	if err := bindListener(fd, domain, local); err != nil {
+		return err
 	}
-	return err
-}
-
-// stop is what the stack's end does to the listener.
-func (l *tcpListener) stop() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_ = l.listener.Close()
-}
-
-// listenAgain opens all listeners in another place.
-func (o *openSockets) listenAgain(p *place) {
-	o.mu.Lock()
-	listeners := make([]*tcpListener, 0, len(o.listeners))
-	for l := range o.listeners {
-		listeners = append(listeners, l)
-	}
-	o.mu.Unlock()
-	for _, l := range listeners {
-		if err := l.listenAgain(p); err != nil {
-			l.logger.Error("listening again in the tunnel's new network namespace", zap.Stringer("address", l.local), zap.Error(err))
-		}
-	}
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0)
 }

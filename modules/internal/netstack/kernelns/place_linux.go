@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -19,6 +20,9 @@ type place struct {
 	stocks  stocks
 	clients *clients
 	ipv6    bool
+
+	// binding is held by the one UDP listener that binds.
+	binding sync.Mutex
 
 	// what it has now
 	mtu       int // the device's

@@ -2,9 +2,11 @@ package kernelns
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +28,7 @@ type openSockets struct {
 	mu        sync.Mutex
 	conns     map[*tcpConn]struct{}
 	datagrams map[*udpConn]struct{}
-	listeners map[*tcpListener]struct{}
+	listeners map[listener]struct{}
 	closed    bool
 }
 
@@ -88,6 +90,31 @@ func (o *openSockets) addUDP(conn *net.UDPConn, client *clientRef) (*udpConn, er
 	return c, nil
 }
 
+func (o *openSockets) addListener(l listener) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return net.ErrClosed
+	}
+	if o.listeners == nil {
+		o.listeners = make(map[listener]struct{})
+	}
+	o.listeners[l] = struct{}{}
+	return nil
+}
+
+func (o *openSockets) removeListener(l listener) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.listeners, l)
+}
+
+func (o *openSockets) allListeners() []listener {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Collect(maps.Keys(o.listeners))
+}
+
 // Close closes the connection.
 func (c *tcpConn) Close() error {
 	c.once.Do(func() {
@@ -119,7 +146,8 @@ func (c *udpConn) Close() error {
 	return c.UDPConn.Close()
 }
 
-// resetAll resets every connection and closes every UDP socket.
+// resetAll resets every connection and closes every UDP socket that does not
+// listen.
 func (o *openSockets) resetAll() {
 	o.mu.Lock()
 	conns, datagrams := o.conns, o.datagrams
@@ -181,7 +209,6 @@ func opError(op, network string, source, addr net.Addr, err error) error {
 
 // Interface guards
 var (
-	_ netstack.TCPConn     = (*tcpConn)(nil)
-	_ netstack.UDPConn     = (*udpConn)(nil)
-	_ netstack.TCPListener = (*tcpListener)(nil)
+	_ netstack.TCPConn = (*tcpConn)(nil)
+	_ netstack.UDPConn = (*udpConn)(nil)
 )

@@ -21,6 +21,9 @@ import (
 // the device.
 const flushTimeout = 250 * time.Millisecond
 
+// retryAfter is how long tend waits before it tries again what has failed.
+const retryAfter = time.Second
+
 // Stack is the kernel's stack in a namespace of its own, behind a device. Make
 // one with New.
 type Stack struct {
@@ -110,36 +113,47 @@ func (s *Stack) move(congestion string) error {
 	return nil
 }
 
-// tend replaces a namespace that nothing can make sockets in any more.
+// tend replaces a namespace that nothing can make sockets in any more, and sees
+// to it that what listened goes on.
 func (s *Stack) tend() {
+	var retry <-chan time.Time // while something does not listen
 	for {
 		select {
 		case <-s.life.Done():
 			return
+		case <-retry:
 		case <-s.place.Load().lost:
+			if err := s.replace(); err != nil {
+				if s.life.Err() != nil {
+					return
+				}
+				s.logger.Error("making the tunnel's network namespace anew; trying again in a second", zap.Error(err))
+				select {
+				case <-s.life.Done():
+					return
+				case <-time.After(retryAfter):
+				}
+				continue
+			}
 		}
-		s.mu.Lock()
-		if s.closed {
-			s.mu.Unlock()
-			return
-		}
-		s.logger.Error("all processes that hold the tunnel's network namespace have died at once; making another, and resetting the connections of the old one")
-		s.open.resetAll()
-		err := s.move(s.wanted.congestion)
-		if err == nil {
-			s.open.listenAgain(s.place.Load())
-		}
-		s.mu.Unlock()
-		if err == nil {
-			continue
-		}
-		s.logger.Error("making the tunnel's network namespace anew; trying again in a second", zap.Error(err))
-		select {
-		case <-s.life.Done():
-			return
-		case <-time.After(time.Second):
+		retry = nil
+		if !s.listenAgain() {
+			retry = time.After(retryAfter)
 		}
 	}
+}
+
+// replace makes another namespace. Connections end, and whoever has them is to
+// notice at once.
+func (s *Stack) replace() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	s.logger.Error("all processes that hold the tunnel's network namespace have died at once; making another, and resetting the connections of the old one")
+	s.open.resetAll()
+	return s.move(s.wanted.congestion)
 }
 
 // Device is the TUN for wireguard-go.

@@ -98,9 +98,10 @@ func tune() {
 	for _, setting := range []struct{ name, value string }{
 		// A relay makes many connections from one address to one port. Ports
 		// come round again when timestamps keep the old connection apart
-		// (RFC 6191), and there are twice as many.
+		// (RFC 6191), and there are almost twice as many. Most ports that
+		// programs listen on are below.
 		{"ipv4/tcp_tw_reuse", "1"},
-		{"ipv4/ip_local_port_range", "1024 65535"},
+		{"ipv4/ip_local_port_range", "16384 65535"},
 		// Where new namespaces inherit the host's settings, it may be that of
 		// a router, or without IPv6.
 		{"ipv6/conf/all/forwarding", "0"},
