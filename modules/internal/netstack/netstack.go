@@ -91,6 +91,11 @@ type Stack interface {
 	// syscall.EMSGSIZE, a family without an address ErrNoAddress.
 	Ping(ctx context.Context, remote netip.Addr, size int) error
 
+	// Reset resets the TCP connections, and closes the connected UDP sockets,
+	// whose other end is at an address for which is says so. It returns how many
+	// there were.
+	Reset(is func(netip.Addr) bool) int
+
 	// Close resets every connection, closes every listener and the device,
 	// and waits until nothing of the stack runs any more.
 	Close() error

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -155,6 +157,10 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 	if err := l.paths.configure(wanted.MTU); err != nil {
 		errs = append(errs, fmt.Errorf("changing the tunnel's MTU: %w", err))
 	}
+	if count := l.stack.Reset(func(address netip.Addr) bool { return revoked(l.config, wanted, address) }); count > 0 {
+		logger.Info("closed the connections of peers, or of addresses of theirs, that the configuration has no more", zap.Int("count", count))
+		l.out.empty(flushTimeout) // the resets, while there is somebody to take them
+	}
 	if lines := changes(l.config, wanted); lines != "" {
 		if err := l.device.IpcSet(lines); err != nil {
 			errs = append(errs, fmt.Errorf("changing the tunnel's peers: %w", err))
@@ -171,6 +177,24 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 	l.config = wanted
 	l.wake()
 	return errors.Join(errs...)
+}
+
+// revoked tells whether an address belongs to a peer that has it no more in
+// another configuration.
+func revoked(live, next *Config, address netip.Addr) bool {
+	had, _ := live.PeerFor(address)
+	if had == nil {
+		return false
+	}
+	has, _ := next.PeerFor(address)
+	return has == nil || has.PublicKey != had.PublicKey
+}
+
+// Revoked tells whether an error of a connection through a tunnel, which nobody
+// has closed, is that its peer or its tunnel has been taken out of the
+// configuration.
+func Revoked(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNABORTED)
 }
 
 // What makes a packet leave, whose answer nobody waits for.

@@ -391,3 +391,63 @@ func TestSlowResolverHoldsNobodyUp(t *testing.T) {
 		}
 	}
 }
+
+// A peer that is taken out of the configuration has no connection any more, and
+// neither has an address that it has lost. All others go on.
+func TestRemovedPeerIsRevoked(t *testing.T) {
+	for _, stack := range []StackChoice{StackKernel, StackGvisor} {
+		t.Run(string(stack), func(t *testing.T) {
+			relayConfig, homeConfig := ends(t)
+			relayConfig.Stack, homeConfig.Stack = stack, stack
+			_, officeConfig := ends(t)
+			officeConfig.Peers[0].PublicKey, officeConfig.Peers[0].Endpoint = homeConfig.Peers[0].PublicKey, homeConfig.Peers[0].Endpoint
+			officeConfig.Addresses, officeConfig.Stack = prefixes("10.77.0.3/24", "10.77.0.4/24"), stack
+			office := Peer{Name: "office", PublicKey: officeConfig.PrivateKey.Public(), AllowedIPs: prefixes("10.77.0.3/32", "10.77.0.4/32")}
+			relayConfig.Peers = append(relayConfig.Peers, office)
+
+			relay := New("relay")
+			r := claim(t, relay, relayConfig)
+			echoAt(t, claim(t, New("home"), homeConfig), 7)
+			echoAt(t, claim(t, New("office"), officeConfig), 7)
+			conns := make(map[string]net.Conn)
+			for _, address := range []string{"10.77.0.2", "fd77::2", "10.77.0.3", "10.77.0.4"} {
+				conns[address] = dial(t, r, netip.MustParseAddr(address), 7)
+				mustEcho(t, conns[address], "before")
+			}
+			flow, err := r.DialUDP(t.Context(), netip.AddrPort{}, netip.AddrPortFrom(homeAddress, 9))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer flow.Close()
+
+			next := *relayConfig
+			office.AllowedIPs = office.AllowedIPs[:1]
+			next.Peers = []Peer{office}
+			younger := relay.Claim(&next, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
+			t.Cleanup(func() { younger.Release() })
+			if err := younger.Prepare(); err != nil {
+				t.Fatal(err)
+			}
+			for _, conn := range conns {
+				mustEcho(t, conn, "while both are in force")
+			}
+			if err := r.Release(); err != nil {
+				t.Fatal(err)
+			}
+			for address, conn := range conns {
+				if address == "10.77.0.3" {
+					mustEcho(t, conn, "after")
+					continue
+				}
+				conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+				if _, err := conn.Read(make([]byte, 1)); !Revoked(err) {
+					t.Errorf("reading from %s: %v, want that it was revoked", address, err)
+				}
+			}
+			flow.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, err := flow.Read(make([]byte, 1)); !Revoked(err) {
+				t.Errorf("reading a datagram: %v, want that it was revoked", err)
+			}
+		})
+	}
+}

@@ -162,6 +162,41 @@ func (o *openSockets) resetAll() {
 	}
 }
 
+// reset resets the connections, and closes the UDP sockets, whose other end is.
+func (o *openSockets) reset(is func(netip.Addr) bool) int {
+	remote := func(address net.Addr) netip.Addr {
+		switch address := address.(type) {
+		case *net.TCPAddr:
+			return address.AddrPort().Addr().Unmap()
+		case *net.UDPAddr:
+			return address.AddrPort().Addr().Unmap()
+		}
+		return netip.Addr{}
+	}
+	var conns []*tcpConn
+	var datagrams []*udpConn
+	o.mu.Lock()
+	for c := range o.conns {
+		if is(remote(c.RemoteAddr())) {
+			conns = append(conns, c)
+		}
+	}
+	for c := range o.datagrams {
+		if c.connected && is(remote(c.RemoteAddr())) {
+			datagrams = append(datagrams, c)
+		}
+	}
+	o.mu.Unlock()
+	for _, c := range conns {
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	}
+	for _, c := range datagrams {
+		_ = c.Close()
+	}
+	return len(conns) + len(datagrams)
+}
+
 // close ends all sockets, and lets none be added.
 func (o *openSockets) close() {
 	o.mu.Lock()
