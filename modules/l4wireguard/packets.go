@@ -140,6 +140,7 @@ func (p *packets) read(ctx context.Context, buf []byte) (int, error) {
 // connections were closed at once, and this client went on sending, the server
 // would wait for us and we for the server. So a client that sends is not let go
 // of, and as soon as Close has returned, reading goes on until the server has.
+// When ctx has ended the server has been stopped; see leave.
 func (p *packets) finish(ctx context.Context) {
 	inner := p.cx
 	for range maxWrappers {
@@ -153,15 +154,17 @@ func (p *packets) finish(ctx context.Context) {
 		return
 	}
 	direct := &packets{cx: inner, direct: true, closed: p.closed}
+	if ctx.Err() != nil {
+		direct.leave()
+		return
+	}
 	if !p.direct {
 		// Read's EOF may have been an empty datagram, with more behind it.
 		for direct.drain(ctx, pause()) {
 		}
 	}
-	if direct.closed || ctx.Err() != nil {
-		// Either nobody would hear of the close, or nobody is left to: what a
-		// stopped server is told stays in the channel.
-		return
+	if direct.closed {
+		return // nobody would hear of the close
 	}
 	_ = inner.Conn.Close()
 	for deadline := time.Now().Add(drainTimeout); time.Now().Before(deadline) && direct.drain(ctx, time.Until(deadline)); {

@@ -125,6 +125,14 @@ PersistentKeepalive = %s
 	h.IP(t, commands...)
 }
 
+// SetPreshared gives the tunnel another preshared key, for its next handshake.
+func (h *Home) SetPreshared(t testing.TB, key string) {
+	t.Helper()
+	file := filepath.Join(Folder(t), "home.psk")
+	WriteFile(t, file, []byte(key+"\n"), 0o600)
+	Run(t, "wg", "set", h.Interface, "peer", h.keys.Relay.Public, "preshared-key", file)
+}
+
 // Down stops WireGuard at home, as a power cut would: nobody is told. The
 // services go on; the interface and its addresses are gone.
 func (h *Home) Down(t testing.TB) {

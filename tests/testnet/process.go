@@ -263,6 +263,20 @@ func (p *Process) group() (group []stat, err error) {
 	return group, nil
 }
 
+// RSS is the memory that the process has in bytes.
+func (p *Process) RSS(t testing.TB) int64 {
+	t.Helper()
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(content), &size, &resident); err != nil {
+		t.Fatal(err)
+	}
+	return resident * int64(os.Getpagesize())
+}
+
 // Descriptors lists what the process has open, as in /proc/PID/fd.
 func (p *Process) Descriptors(t testing.TB) []string {
 	t.Helper()

@@ -238,6 +238,24 @@ func (r *Relay) Reload(t testing.TB, caddyfile string) (output string, err error
 	return r.Run("reload", "--config", path, "--adapter", "caddyfile", "--force")
 }
 
+// Load gives the running relay another Caddyfile by its admin endpoint. The
+// error is what the relay says against it.
+func (r *Relay) Load(t testing.TB, caddyfile string) error {
+	t.Helper()
+	transport := &http.Transport{DialContext: r.namespace.Dial, DisableKeepAlives: true}
+	client := &http.Client{Transport: transport, Timeout: time.Minute}
+	response, err := client.Post("http://localhost:2019/load", "text/caddyfile", strings.NewReader(caddyfile))
+	if err != nil {
+		t.Fatalf("asking the relay's admin endpoint: %v", err)
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", response.Status, content)
+	}
+	return err
+}
+
 // Admin asks the relay's admin endpoint, at its default address, and returns
 // the body.
 func (r *Relay) Admin(t testing.TB, path string) string {
