@@ -22,9 +22,12 @@ type resetWatch struct {
 	from   side
 	socket syscall.RawConn // nil if it is no kernel's
 
+	// mu is taken within reads and writes of sockets, so it is never held while
+	// one is closed: Close waits until these have returned.
 	mu      sync.Mutex
 	waiting bool
 	timer   *time.Timer // nil until there was a wait
+	err     error       // what has failed the side
 }
 
 // watch returns the watch of the half that reads from src, and is called by its
@@ -64,17 +67,32 @@ func (w *resetWatch) end() {
 
 // check ends the Stream if the side has failed.
 func (w *resetWatch) check() {
+	if err := w.look(); err != nil {
+		w.stream.fail(w.from.reason(err), err)
+	}
+}
+
+// look returns what has failed the side while the half waits, or has itself
+// called again.
+func (w *resetWatch) look() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.waiting {
-		return
+	if !w.waiting || w.err != nil {
+		return nil
 	}
 	if errno := socketError(w.socket); errno != 0 {
-		err := opError("read", w.src, os.NewSyscallError("poll", errno))
-		w.stream.fail(w.from.reason(err), err)
-		return
+		w.err = opError("read", w.src, os.NewSyscallError("poll", errno))
+		return w.err
 	}
 	w.timer.Reset(resetCheck)
+	return nil
+}
+
+// failed returns what has failed the side, if that was seen.
+func (w *resetWatch) failed() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
 }
 
 // socketError returns what has failed a connection, or 0. A FIN is no failure.

@@ -23,11 +23,15 @@ type Stream struct {
 	started time.Time
 	timer   *time.Timer
 
+	// mu is not held while a connection is closed, which waits for the reads
+	// and writes in progress.
 	mu     sync.Mutex
 	reason Reason // set once
 	err    error
 	over   bool // no half may touch the connections' fate any more
 	whole  bool // a side was closed as a whole, for want of a half-close
+
+	resetting sync.Once
 }
 
 // NewStream prepares to relay between client and upstream, which it owns from
@@ -56,6 +60,7 @@ func (s *Stream) Run() Result {
 	<-done
 
 	s.mu.Lock()
+	failed := s.over
 	s.over = true
 	if s.timer != nil {
 		s.timer.Stop()
@@ -63,6 +68,10 @@ func (s *Stream) Run() Result {
 	result := Result{Reason: s.reason, Err: s.err}
 	s.mu.Unlock()
 
+	if failed {
+		// Whoever has failed the Stream may not have come to it yet.
+		s.reset()
+	}
 	// Both have had their FIN or their RST by now.
 	_ = s.client.Close()
 	_ = s.upstream.Close()
@@ -82,7 +91,13 @@ func (s *Stream) Abort(reason Reason) { s.fail(reason, nil) }
 
 // half copies from src to dst until src ends, and passes the end on.
 func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
-	readErr, writeErr := s.move(dst, src, s.watch(src, from), count)
+	watch := s.watch(src, from)
+	readErr, writeErr := s.move(dst, src, watch, count)
+	if err := watch.failed(); err != nil {
+		// A socket tells an error once. What was read since looked like an
+		// orderly end.
+		readErr, writeErr = err, nil
+	}
 	switch {
 	case writeErr != nil:
 		s.fail(to.reason(writeErr), writeErr)
@@ -155,10 +170,15 @@ func orderly(err error) error {
 // finish passes an orderly end on to dst.
 func (s *Stream) finish(dst Conn, from, to side) {
 	s.mu.Lock()
+	over := s.over
 	if s.reason == "" {
 		s.reason = from.closed
 	}
 	s.mu.Unlock()
+	if over {
+		// Nor may this FIN get ahead of the RST.
+		return
+	}
 
 	err := dst.CloseWrite()
 	if errors.Is(err, errors.ErrUnsupported) {
@@ -174,29 +194,40 @@ func (s *Stream) finish(dst Conn, from, to side) {
 
 // fail ends the Stream with RST on both sides.
 func (s *Stream) fail(reason Reason, err error) {
+	if s.note(reason, err) {
+		s.reset()
+	}
+}
+
+// note says why the Stream fails, and reports whether it does: only the first
+// failure counts.
+func (s *Stream) note(reason Reason, err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {
-		return
+		return false
 	}
 	if s.whole && ended(err) {
 		// The other half read from the side that finish has closed.
-		return
+		return false
 	}
 	s.over = true
 	// An end that began orderly and then failed has failed: the sides must
 	// not both believe that all went well.
 	s.reason, s.err = reason, err
-	s.reset()
+	return true
 }
 
-// reset closes both sides with RST.
+// reset closes both sides with RST, and returns when that is done, whoever does
+// it.
 func (s *Stream) reset() {
-	for _, c := range []Conn{s.client, s.upstream} {
-		// Where this is impossible the connection has ended already.
-		_ = c.SetLinger(0)
-		_ = c.Close()
-	}
+	s.resetting.Do(func() {
+		for _, c := range []Conn{s.client, s.upstream} {
+			// Where this is impossible the connection has ended already.
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		}
+	})
 }
 
 func (s *Stream) touch() {
