@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"testing"
 	"time"
@@ -61,4 +63,19 @@ func TestStreamStuckInClose(t *testing.T) {
 	<-closing
 	returns(t, "Abort", func() { stream.Abort(Shutdown) })
 	returns(t, "checkIdle", stream.checkIdle)
+}
+
+// End is over when its context is, whatever a connection takes to be closed.
+func TestEndIsBounded(t *testing.T) {
+	_, closing := stuckStream(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-closing
+		cancel()
+	}()
+	returns(t, "End", func() {
+		if err := End(ctx, Shutdown); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v, want that the context is done", err)
+		}
+	})
 }
