@@ -16,6 +16,11 @@ const resetCheck = 250 * time.Millisecond
 // reset, or has timed out, while that half waits to write. Nobody would know
 // before all was written that is on its way: a client that has gone would go on
 // uploading through a slow line, for as long as what is buffered takes.
+//
+// A side that has sent FIN is not watched any more. What it said is all there,
+// and is read to its end whatever happens to the connection afterwards: a
+// program that has closed its socket is gone from its system a minute later,
+// which then answers keepalive probes with RST.
 type resetWatch struct {
 	stream *Stream
 	src    Conn
@@ -26,8 +31,10 @@ type resetWatch struct {
 	// one is closed: Close waits until these have returned.
 	mu      sync.Mutex
 	waiting bool
+	looked  time.Time   // when the side was looked at last
+	closed  bool        // it has sent FIN
+	err     error       // what has failed it before it did
 	timer   *time.Timer // nil until there was a wait
-	err     error       // what has failed the side
 }
 
 // watch returns the watch of the half that reads from src, and is called by its
@@ -44,12 +51,21 @@ func (w *resetWatch) begin() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case w.waiting:
+	if w.waiting || w.closed {
 		return
-	case w.timer == nil:
+	}
+	// While waits are short no check comes. A FIN has to be seen before a timeout
+	// that follows it, which does not tell that there was one.
+	if now := time.Now(); now.Sub(w.looked) >= resetCheck {
+		w.looked = now
+		if ended, failed := sideEnded(w.socket); ended && !failed {
+			w.closed = true
+			return
+		}
+	}
+	if w.timer == nil {
 		w.timer = time.AfterFunc(resetCheck, w.check)
-	default:
+	} else {
 		w.timer.Reset(resetCheck)
 	}
 	w.waiting = true
@@ -72,19 +88,30 @@ func (w *resetWatch) check() {
 	}
 }
 
-// look returns what has failed the side while the half waits, or has itself
-// called again.
+// look returns what has failed the side while the half waits. If that may yet
+// happen, the next check comes.
 func (w *resetWatch) look() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.waiting || w.err != nil {
+	if !w.waiting || w.closed || w.err != nil {
 		return nil
 	}
-	if errno := socketError(w.socket); errno != 0 {
+	w.looked = time.Now()
+	ended, failed := sideEnded(w.socket)
+	var errno syscall.Errno
+	if failed {
+		errno = takeError(w.socket)
+	}
+	switch {
+	case errno != 0 && errno != syscall.EPIPE:
 		w.err = opError("read", w.src, os.NewSyscallError("poll", errno))
 		return w.err
+	case ended:
+		// By FIN. The kernel calls it EPIPE when RST came after that.
+		w.closed = true
+	default:
+		w.timer.Reset(resetCheck)
 	}
-	w.timer.Reset(resetCheck)
 	return nil
 }
 
@@ -95,16 +122,25 @@ func (w *resetWatch) failed() error {
 	return w.err
 }
 
-// socketError returns what has failed a connection, or 0. A FIN is no failure.
-func socketError(socket syscall.RawConn) (failed syscall.Errno) {
+// sideEnded reports whether nothing more comes from a side, and whether its
+// socket has an error to tell. An error is an end as well.
+func sideEnded(socket syscall.RawConn) (ended, failed bool) {
 	_ = socket.Control(func(fd uintptr) {
-		poll := []unix.PollFd{{Fd: int32(fd)}}
-		if n, err := unix.Poll(poll, 0); err != nil || n == 0 || poll[0].Revents&unix.POLLERR == 0 {
-			return
-		}
-		if number, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); err == nil {
-			failed = syscall.Errno(number)
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		if n, err := unix.Poll(poll, 0); err == nil && n > 0 {
+			ended, failed = poll[0].Revents&unix.POLLRDHUP != 0, poll[0].Revents&unix.POLLERR != 0
 		}
 	})
-	return failed
+	return ended, failed
+}
+
+// takeError returns the error that a socket has to tell, or 0, and makes it
+// forget that.
+func takeError(socket syscall.RawConn) (errno syscall.Errno) {
+	_ = socket.Control(func(fd uintptr) {
+		if number, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); err == nil {
+			errno = syscall.Errno(number)
+		}
+	})
+	return errno
 }

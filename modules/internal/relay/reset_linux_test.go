@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // One side is reset while all buffers on the way to the other are full: nothing
@@ -102,3 +104,205 @@ func TestStreamResetWithinWrite(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+// closedByKernel waits until the kernel has given up a connection.
+func closedByKernel(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	const tcpClose = 7 // TCP_CLOSE
+	settles(t, "connections open", func() (open int) {
+		onSocket(t, c, func(fd int) error {
+			info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+			if err == nil && info.State != tcpClose {
+				open = 1
+			}
+			return err
+		})
+		return open
+	}, 0)
+}
+
+func onSocket(t *testing.T, c *net.TCPConn, call func(fd int) error) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := raw.Control(func(fd uintptr) { err = call(int(fd)) }); e != nil || err != nil {
+		t.Fatal(e, err)
+	}
+}
+
+// deafen makes a socket drop all that arrives, as if its host were down.
+func deafen(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	onSocket(t, c, func(fd int) error {
+		drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop})
+	})
+}
+
+// probe makes a socket notice within two seconds that the other end is gone.
+func probe(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	if err := c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 1}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A side fails that is reset or no longer answers before it has sent FIN.
+// After that it has only closed.
+func TestResetWatch(t *testing.T) {
+	const said = "all it said"
+	finish := func(t *testing.T, sender, src *net.TCPConn) {
+		if err := sender.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		settles(t, "bytes on their way, FIN included", func() int { return waiting(t, sender, unix.TIOCOUTQ) }, 0)
+	}
+	reset := func(t *testing.T, sender, src *net.TCPConn) {
+		_ = sender.SetLinger(0)
+		sender.Close()
+		closedByKernel(t, src)
+	}
+	vanish := func(t *testing.T, sender, src *net.TCPConn) {
+		deafen(t, sender)
+		probe(t, src)
+		closedByKernel(t, src)
+	}
+	both := func(t *testing.T, sender, src *net.TCPConn) {
+		finish(t, sender, src)
+		reset(t, sender, src)
+	}
+	type event = func(t *testing.T, sender, src *net.TCPConn)
+	for _, tt := range []struct {
+		name   string
+		events []event
+		want   Reason
+	}{
+		{"reset", []event{reset}, ClientReset},
+		{"timeout", []event{vanish}, ClientTimedOut},
+		{"FIN", []event{finish}, ""},
+		{"FIN, then reset", []event{finish, reset}, ""},
+		{"FIN, then timeout", []event{finish, vanish}, ""},
+		{"FIN and reset at once", []event{both}, ""},
+	} {
+		for _, half := range []struct {
+			name string
+
+			// before and after are what the half does around each event, and
+			// last after all.
+			before, after, last func(*resetWatch)
+		}{
+			{"one wait", (*resetWatch).begin, (*resetWatch).check, (*resetWatch).check},
+			{"several waits", func(*resetWatch) {}, func(w *resetWatch) { w.begin(); w.check(); w.end() }, (*resetWatch).end},
+			{"short waits", func(*resetWatch) {}, func(w *resetWatch) { w.begin(); w.end() }, func(w *resetWatch) { w.begin(); w.check() }},
+		} {
+			t.Run(tt.name+"/"+half.name, func(t *testing.T) {
+				t.Parallel()
+				sender, src := pair(t)
+				dst, _ := pair(t)
+				s := NewStream(src, dst, 0)
+				w := s.watch(src, clientSide)
+				send(t, sender, said)
+				for _, event := range tt.events {
+					half.before(w)
+					event(t, sender, src)
+					half.after(w)
+				}
+				half.last(w)
+				w.end()
+
+				if noted := w.failed(); (noted != nil) != (tt.want != "") {
+					t.Errorf("the half is told %v", noted)
+				}
+				if tt.want == "" {
+					receive(t, src, said)
+					if err := receiveEnd(t, src); err != io.EOF {
+						t.Errorf("after what it said comes %v", err)
+					}
+					return
+				}
+				settles(t, "failures to come", func() int {
+					s.mu.Lock()
+					defer s.mu.Unlock()
+					if s.reason == "" {
+						return 1
+					}
+					return 0
+				}, 0)
+				if s.reason != tt.want {
+					t.Errorf("it failed with %q, want %q: %v", s.reason, tt.want, s.err)
+				}
+			})
+		}
+	}
+}
+
+// A sender has closed, and is gone from its system, while the relay still waits
+// to pass on what it sent: nothing of that is lost.
+func TestStreamClosedLongAgo(t *testing.T) {
+	// Little fits into the way to the receiver, much into the sender's side of the
+	// relay.
+	setPipes(t, &pipePool{size: pipeSize})
+	for _, tt := range []struct {
+		name   string
+		closed bool // the receiver has nothing to say and says so first
+	}{
+		{"before the receiver", false},
+		{"after the receiver's half", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			client, down := pair(t)
+			up, upstream := pair(t)
+			for _, err := range []error{up.SetWriteBuffer(4 << 10), down.SetReadBuffer(1 << 20)} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			onSocket(t, client, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_LINGER2, 1) })
+			probe(t, down)
+			result := make(chan Result, 1)
+			go func() { result <- NewStream(down, up, 0).Run() }()
+
+			const sent = 256 << 10
+			if _, err := client.Write(make([]byte, sent)); err != nil {
+				t.Fatal(err)
+			}
+			settles(t, "bytes on their way", func() int { return waiting(t, client, unix.TIOCOUTQ) }, 0)
+			client.Close()
+			closedByKernel(t, down)
+			if waiting(t, down, unix.TIOCINQ) == 0 {
+				t.Fatal("nothing is left to relay")
+			}
+			if tt.closed {
+				if err := upstream.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			select {
+			case r := <-result:
+				t.Fatalf("it ended with %q after %d of %d bytes: %v", r.Reason, r.Sent, sent, r.Err)
+			case <-time.After(2 * resetCheck):
+			}
+
+			if n, err := io.Copy(io.Discard, upstream); err != nil || int(n) != sent {
+				t.Errorf("the receiver got %d of %d bytes, %v", n, sent, err)
+			}
+			upstream.Close()
+			if r := wait(t, result); !r.Reason.Orderly() || r.Err != nil || int(r.Sent) != sent {
+				t.Errorf("it ended with %q after %d of %d bytes: %v", r.Reason, r.Sent, sent, r.Err)
+			}
+		})
+	}
+}
+
+// waiting returns how many bytes are in a socket, as this ioctl counts them.
+func waiting(t *testing.T, c *net.TCPConn, ioctl uint) (bytes int) {
+	t.Helper()
+	onSocket(t, c, func(fd int) (err error) {
+		bytes, err = unix.IoctlGetInt(fd, ioctl)
+		return err
+	})
+	return bytes
+}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -181,6 +182,11 @@ func (s *Stream) finish(dst Conn, from, to side) {
 	}
 
 	err := dst.CloseWrite()
+	if errors.Is(err, syscall.ENOTCONN) {
+		// It is gone. Whether that was its orderly end is for the half to say
+		// that reads from it, which may have much of it left to write.
+		return
+	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		s.mu.Lock()
 		s.whole = true
