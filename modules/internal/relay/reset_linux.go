@@ -33,6 +33,7 @@ type resetWatch struct {
 	waiting bool
 	looked  time.Time   // when the side was looked at last
 	closed  bool        // it has sent FIN
+	taken   bool        // its socket was asked for its error and told one
 	err     error       // what has failed it before it did
 	timer   *time.Timer // nil until there was a wait
 }
@@ -58,7 +59,7 @@ func (w *resetWatch) begin() {
 	// that follows it, which does not tell that there was one.
 	if now := time.Now(); now.Sub(w.looked) >= resetCheck {
 		w.looked = now
-		if ended, failed := sideEnded(w.socket); ended && !failed {
+		if pollSide(w.socket)&(unix.POLLRDHUP|unix.POLLERR) == unix.POLLRDHUP {
 			w.closed = true
 			return
 		}
@@ -97,16 +98,17 @@ func (w *resetWatch) look() error {
 		return nil
 	}
 	w.looked = time.Now()
-	ended, failed := sideEnded(w.socket)
+	events := pollSide(w.socket)
 	var errno syscall.Errno
-	if failed {
+	if events&unix.POLLERR != 0 {
 		errno = takeError(w.socket)
+		w.taken = errno != 0
 	}
 	switch {
 	case errno != 0 && errno != syscall.EPIPE:
 		w.err = opError("read", w.src, os.NewSyscallError("poll", errno))
 		return w.err
-	case ended:
+	case events&unix.POLLRDHUP != 0:
 		// By FIN. The kernel calls it EPIPE when RST came after that.
 		w.closed = true
 	default:
@@ -122,16 +124,32 @@ func (w *resetWatch) failed() error {
 	return w.err
 }
 
-// sideEnded reports whether nothing more comes from a side, and whether its
-// socket has an error to tell. An error is an end as well.
-func sideEnded(socket syscall.RawConn) (ended, failed bool) {
+// torn returns an error if the connection is over both ways and its socket has no
+// error to tell. A TCP socket comes to that when both sides have sent FIN, or when
+// somebody else was told the error: which of them, only the caller knows.
+func (w *resetWatch) torn() error {
+	if w.socket == nil {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.taken || pollSide(w.socket)&(unix.POLLHUP|unix.POLLERR) != unix.POLLHUP {
+		return nil
+	}
+	return opError("read", w.src, os.NewSyscallError("poll", syscall.ECONNRESET))
+}
+
+// pollSide returns POLLRDHUP if nothing more comes from a side, POLLHUP if nothing
+// can be sent to it either, and POLLERR if its socket has an error to tell, which
+// ends it both ways.
+func pollSide(socket syscall.RawConn) (events int16) {
 	_ = socket.Control(func(fd uintptr) {
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 		if n, err := unix.Poll(poll, 0); err == nil && n > 0 {
-			ended, failed = poll[0].Revents&unix.POLLRDHUP != 0, poll[0].Revents&unix.POLLERR != 0
+			events = poll[0].Revents
 		}
 	})
-	return ended, failed
+	return events
 }
 
 // takeError returns the error that a socket has to tell, or 0, and makes it

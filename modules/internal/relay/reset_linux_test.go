@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -30,12 +31,7 @@ func testStreamResetWhileFull(t *testing.T, p path) {
 		t.Run(tt.name, func(t *testing.T) {
 			client, upstream, _, result := p.relayed(t, 0)
 			sender, receiver := tt.ends(client, upstream)
-			for {
-				_ = sender.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-				if _, err := sender.Write(make([]byte, 64<<10)); err != nil {
-					break
-				}
-			}
+			fill(sender)
 			_ = sender.SetLinger(0)
 			sender.Close()
 			if got := wait(t, result); got.Reason != tt.want {
@@ -305,4 +301,124 @@ func waiting(t *testing.T, c *net.TCPConn, ioctl uint) (bytes int) {
 		return err
 	})
 	return bytes
+}
+
+// split is a socket whose error is told to whoever writes, and only then to
+// whoever reads. The writer is kept from passing it on.
+type split struct {
+	*net.TCPConn
+	full    chan struct{} // closed when a write has found the socket full
+	failing chan struct{} // closed when the next to return has an error to tell
+	told    chan struct{} // closed when a write has returned since
+	release chan struct{} // closed when the writer may go on
+}
+
+func (s *split) SpliceFrom() (syscall.RawConn, bool) { return &splitReads{rawConn(s.TCPConn), s}, true }
+
+func (s *split) SpliceTo() syscall.RawConn { return &splitWrites{rawConn(s.TCPConn), s} }
+
+type splitReads struct {
+	syscall.RawConn
+	split *split
+}
+
+func (r *splitReads) Read(read func(fd uintptr) bool) error {
+	return r.RawConn.Read(func(fd uintptr) bool {
+		select {
+		case <-r.split.failing:
+			<-r.split.told
+		default:
+		}
+		return read(fd)
+	})
+}
+
+type splitWrites struct {
+	syscall.RawConn
+	split *split
+}
+
+func (w *splitWrites) Write(write func(fd uintptr) bool) error {
+	var once sync.Once
+	err := w.RawConn.Write(func(fd uintptr) bool {
+		done := write(fd)
+		if !done {
+			once.Do(func() { close(w.split.full) })
+		}
+		return done
+	})
+	select {
+	case <-w.split.failing:
+		close(w.split.told)
+		<-w.split.release
+	default:
+	}
+	return err
+}
+
+// What cuts a connection is told to one of the two halves that wait for it. The
+// other one sees an end of file, and must not pass that on as an orderly end.
+func TestStreamCutToldToWriter(t *testing.T) {
+	client, down := pair(t)
+	up, upstream := pair(t)
+	s := &split{down, make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})}
+	result := make(chan Result, 1)
+	go func() { result <- NewStream(s, up, 0).Run() }()
+	fill(upstream)
+	<-s.full
+	close(s.failing)
+	_ = client.SetLinger(0)
+	client.Close()
+	if err := receiveEnd(t, upstream); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the upstream sees %v, want a reset", err)
+	}
+	close(s.release)
+	if r := wait(t, result); r.Reason != ClientReset {
+		t.Errorf("it ended with %q, want %q: %v", r.Reason, ClientReset, r.Err)
+	}
+}
+
+// The reason is the one that the half has which was told, whoever is first.
+func TestStreamCutReason(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		cut  func(t *testing.T, client, down *net.TCPConn)
+		want Reason
+	}{
+		{"a reset", func(_ *testing.T, client, _ *net.TCPConn) { _ = client.SetLinger(0); client.Close() }, ClientReset},
+		{"a timeout", func(t *testing.T, client, down *net.TCPConn) {
+			deafen(t, client)
+			onSocket(t, down, func(fd int) error {
+				return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 500)
+			})
+		}, ClientTimedOut},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			for range 4 {
+				client, down := pair(t)
+				up, upstream := pair(t)
+				result := make(chan Result, 1)
+				go func() { result <- NewStream(down, up, 0).Run() }()
+				fill(upstream)
+				tt.cut(t, client, down)
+				if err := receiveEnd(t, upstream); !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("the upstream sees %v, want a reset", err)
+				}
+				if r := wait(t, result); r.Reason != tt.want {
+					t.Errorf("it ended with %q, want %q: %v", r.Reason, tt.want, r.Err)
+				}
+			}
+		})
+	}
+}
+
+// fill writes until no more fits into the way to a receiver that does not read.
+func fill(sender *net.TCPConn) {
+	for block := make([]byte, 64<<10); ; {
+		_ = sender.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		if _, err := sender.Write(block); err != nil {
+			return
+		}
+	}
 }

@@ -20,3 +20,5 @@ func (*resetWatch) begin() {}
 func (*resetWatch) end() {}
 
 func (*resetWatch) failed() error { return nil }
+
+func (*resetWatch) torn() error { return nil }

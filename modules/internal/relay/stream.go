@@ -32,13 +32,18 @@ type Stream struct {
 	over   bool // no half may touch the connections' fate any more
 	whole  bool // a side was closed as a whole, for want of a half-close
 
+	failing   chan struct{} // closed when the Stream fails
 	resetting sync.Once
 }
+
+// tornWait is how long a half that was not told why its side has ended waits for
+// the other one to say it.
+const tornWait = time.Second
 
 // NewStream prepares to relay between client and upstream, which it owns from
 // now on. It ends after idle without a byte either way; 0 means never.
 func NewStream(client, upstream Conn, idle time.Duration) *Stream {
-	return &Stream{client: client, upstream: upstream, idle: idle, started: time.Now()}
+	return &Stream{client: client, upstream: upstream, idle: idle, started: time.Now(), failing: make(chan struct{})}
 }
 
 // Run relays until both directions have ended and both sides are closed.
@@ -98,6 +103,8 @@ func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
 		// A socket tells an error once. What was read since looked like an
 		// orderly end.
 		readErr, writeErr = err, nil
+	} else if readErr == nil && writeErr == nil {
+		readErr = s.torn(watch)
 	}
 	switch {
 	case writeErr != nil:
@@ -107,6 +114,28 @@ func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
 	default:
 		s.finish(dst, from, to)
 	}
+}
+
+// torn returns nil if what looks like the orderly end of a side is one. It is none
+// if the other half, which writes to that side, was told an error: a socket tells
+// it once, and whoever reads then sees an end of file.
+func (s *Stream) torn(watch *resetWatch) error {
+	err := watch.torn()
+	if err == nil || s.ending() { // the other half has sent FIN, and was told nothing
+		return nil
+	}
+	select {
+	case <-s.failing:
+	case <-time.After(tornWait):
+	}
+	return err
+}
+
+// ending reports whether a half has ended in order, and nothing has failed.
+func (s *Stream) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reason != "" && !s.over
 }
 
 // pump is move for connections that cannot be spliced.
@@ -221,6 +250,7 @@ func (s *Stream) note(reason Reason, err error) bool {
 	// An end that began orderly and then failed has failed: the sides must
 	// not both believe that all went well.
 	s.reason, s.err = reason, err
+	close(s.failing)
 	return true
 }
 
