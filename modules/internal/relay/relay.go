@@ -157,8 +157,18 @@ var (
 // it has to be called while the tunnels still carry packets, so that RSTs
 // leave.
 func End(ctx context.Context, reason Reason) error {
-	Flows.Close(reason)
-	Streams.Abort(reason)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		Flows.Close(reason)
+		Streams.Abort(reason)
+	}()
+	select {
+	case <-told:
+	case <-ctx.Done():
+		// Closing a connection is its own affair, and may take its time.
+		return ctx.Err()
+	}
 	if err := Flows.Wait(ctx); err != nil {
 		return err
 	}

@@ -80,7 +80,8 @@ func rawConn(c Conn) syscall.RawConn {
 // direction is one half of a Stream between two kernel sockets. It holds a
 // pipe or a buffer while there are bytes in it, and neither while it waits for
 // bytes. What comes in small pieces is copied, what follows a large piece is
-// spliced.
+// spliced. Either way the socket is written to as long as it takes something, so
+// that its rate is known.
 type direction struct {
 	stream   *Stream
 	watch    *resetWatch
@@ -93,9 +94,9 @@ type direction struct {
 
 	pipe   *pipe
 	inPipe int
-	unsent unsentBound
 	buf    *[]byte
-	inBuf  int
+	inBuf  []byte // what of buf is not written yet
+	unsent unsentBound
 	end    bool
 	err    error
 }
@@ -115,15 +116,7 @@ func (d *direction) run() (readErr, writeErr error) {
 			return nil, nil
 		}
 		d.stream.touch()
-		if d.inBuf > 0 {
-			d.bulk = d.inBuf >= bulk
-			if err := d.stream.forward(d.dst, (*d.buf)[:d.inBuf], d.watch, d.count); err != nil {
-				return nil, err
-			}
-			d.release()
-			continue
-		}
-		d.bulk = d.inPipe >= bulk
+		d.bulk = max(d.inPipe, len(d.inBuf)) >= bulk
 		err := d.out.Write(drain)
 		d.watch.end()
 		if err != nil {
@@ -131,6 +124,9 @@ func (d *direction) run() (readErr, writeErr error) {
 		}
 		if d.err != nil {
 			return nil, opError("write", d.dst, d.err)
+		}
+		if d.buf != nil {
+			d.release()
 		}
 	}
 }
@@ -149,7 +145,7 @@ func (d *direction) fill(fd uintptr) bool {
 		d.unsent.starved()
 		return false
 	}
-	d.inBuf, d.end, d.err = max(n, 0), n == 0 && err == nil, os.NewSyscallError("read", err)
+	d.inBuf, d.end, d.err = (*d.buf)[:max(n, 0)], n == 0 && err == nil, os.NewSyscallError("read", err)
 	return true
 }
 
@@ -181,12 +177,11 @@ func (d *direction) spliceIn(fd int) bool {
 	return true
 }
 
-// drain empties the pipe, and returns false when the socket is full.
+// drain empties the pipe or the buffer, and returns false when the socket is
+// full.
 func (d *direction) drain(fd uintptr) bool {
-	for d.inPipe > 0 {
-		// Exactly what is in the pipe: asked for more, older kernels hold the
-		// last segment back.
-		n, err := splice(d.pipe.r, int(fd), d.inPipe)
+	for d.inPipe > 0 || len(d.inBuf) > 0 {
+		n, call, err := d.pour(int(fd))
 		if err == unix.EAGAIN {
 			d.unsent.full(fd, time.Now())
 			d.watch.begin()
@@ -196,16 +191,31 @@ func (d *direction) drain(fd uintptr) bool {
 			err = io.ErrShortWrite
 		}
 		if err != nil {
-			d.err = os.NewSyscallError("splice", err)
+			d.err = os.NewSyscallError(call, err)
 			return true
 		}
-		d.inPipe -= n
 		d.count.Add(uint64(n))
-		d.stream.spliced.Add(uint64(n))
 		d.stream.touch()
 		d.unsent.taken += n
 	}
 	return true
+}
+
+// pour writes once, and says by which system call.
+func (d *direction) pour(fd int) (n int, call string, err error) {
+	if d.inPipe > 0 {
+		// Exactly what is in the pipe: asked for more, older kernels hold the
+		// last segment back.
+		if n, err = splice(d.pipe.r, fd, d.inPipe); err == nil {
+			d.inPipe -= n
+			d.stream.spliced.Add(uint64(n))
+		}
+		return n, "splice", err
+	}
+	if n, err = ignoringEINTR(func() (int, error) { return unix.Write(fd, d.inBuf) }); err == nil {
+		d.inBuf = d.inBuf[n:]
+	}
+	return n, "write", err
 }
 
 // release gives back what the direction holds.
@@ -220,7 +230,7 @@ func (d *direction) release() {
 	}
 	if d.buf != nil {
 		largeBuffers.Put(d.buf)
-		d.buf, d.inBuf = nil, 0
+		d.buf, d.inBuf = nil, nil
 	}
 }
 

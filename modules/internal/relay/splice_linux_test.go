@@ -249,7 +249,7 @@ func TestSpliceRefused(t *testing.T) {
 		t.Errorf("does not wait for what it can read: %v", d.err)
 	}
 	if !d.refused || pool.lent() != 0 || d.buf != nil {
-		t.Errorf("refused %v, %d pipes in use, a buffer of %d bytes", d.refused, pool.lent(), d.inBuf)
+		t.Errorf("refused %v, %d pipes in use, a buffer of %d bytes", d.refused, pool.lent(), len(d.inBuf))
 	}
 }
 

@@ -18,3 +18,7 @@ func (*Stream) watch(Conn, side) *resetWatch { return nil }
 func (*resetWatch) begin() {}
 
 func (*resetWatch) end() {}
+
+func (*resetWatch) failed() error { return nil }
+
+func (*resetWatch) torn() error { return nil }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -23,17 +24,26 @@ type Stream struct {
 	started time.Time
 	timer   *time.Timer
 
+	// mu is not held while a connection is closed, which waits for the reads
+	// and writes in progress.
 	mu     sync.Mutex
 	reason Reason // set once
 	err    error
 	over   bool // no half may touch the connections' fate any more
 	whole  bool // a side was closed as a whole, for want of a half-close
+
+	failing   chan struct{} // closed when the Stream fails
+	resetting sync.Once
 }
+
+// tornWait is how long a half that was not told why its side has ended waits for
+// the other one to say it.
+const tornWait = time.Second
 
 // NewStream prepares to relay between client and upstream, which it owns from
 // now on. It ends after idle without a byte either way; 0 means never.
 func NewStream(client, upstream Conn, idle time.Duration) *Stream {
-	return &Stream{client: client, upstream: upstream, idle: idle, started: time.Now()}
+	return &Stream{client: client, upstream: upstream, idle: idle, started: time.Now(), failing: make(chan struct{})}
 }
 
 // Run relays until both directions have ended and both sides are closed.
@@ -56,6 +66,7 @@ func (s *Stream) Run() Result {
 	<-done
 
 	s.mu.Lock()
+	failed := s.over
 	s.over = true
 	if s.timer != nil {
 		s.timer.Stop()
@@ -63,6 +74,10 @@ func (s *Stream) Run() Result {
 	result := Result{Reason: s.reason, Err: s.err}
 	s.mu.Unlock()
 
+	if failed {
+		// Whoever has failed the Stream may not have come to it yet.
+		s.reset()
+	}
 	// Both have had their FIN or their RST by now.
 	_ = s.client.Close()
 	_ = s.upstream.Close()
@@ -82,7 +97,15 @@ func (s *Stream) Abort(reason Reason) { s.fail(reason, nil) }
 
 // half copies from src to dst until src ends, and passes the end on.
 func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
-	readErr, writeErr := s.move(dst, src, s.watch(src, from), count)
+	watch := s.watch(src, from)
+	readErr, writeErr := s.move(dst, src, watch, count)
+	if err := watch.failed(); err != nil {
+		// A socket tells an error once. What was read since looked like an
+		// orderly end.
+		readErr, writeErr = err, nil
+	} else if readErr == nil && writeErr == nil {
+		readErr = s.torn(watch)
+	}
 	switch {
 	case writeErr != nil:
 		s.fail(to.reason(writeErr), writeErr)
@@ -91,6 +114,28 @@ func (s *Stream) half(dst, src Conn, from, to side, count *atomic.Uint64) {
 	default:
 		s.finish(dst, from, to)
 	}
+}
+
+// torn returns nil if what looks like the orderly end of a side is one. It is none
+// if the other half, which writes to that side, was told an error: a socket tells
+// it once, and whoever reads then sees an end of file.
+func (s *Stream) torn(watch *resetWatch) error {
+	err := watch.torn()
+	if err == nil || s.ending() { // the other half has sent FIN, and was told nothing
+		return nil
+	}
+	select {
+	case <-s.failing:
+	case <-time.After(tornWait):
+	}
+	return err
+}
+
+// ending reports whether a half has ended in order, and nothing has failed.
+func (s *Stream) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reason != "" && !s.over
 }
 
 // pump is move for connections that cannot be spliced.
@@ -155,12 +200,22 @@ func orderly(err error) error {
 // finish passes an orderly end on to dst.
 func (s *Stream) finish(dst Conn, from, to side) {
 	s.mu.Lock()
+	over := s.over
 	if s.reason == "" {
 		s.reason = from.closed
 	}
 	s.mu.Unlock()
+	if over {
+		// Nor may this FIN get ahead of the RST.
+		return
+	}
 
 	err := dst.CloseWrite()
+	if errors.Is(err, syscall.ENOTCONN) {
+		// It is gone. Whether that was its orderly end is for the half to say
+		// that reads from it, which may have much of it left to write.
+		return
+	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		s.mu.Lock()
 		s.whole = true
@@ -174,29 +229,41 @@ func (s *Stream) finish(dst Conn, from, to side) {
 
 // fail ends the Stream with RST on both sides.
 func (s *Stream) fail(reason Reason, err error) {
+	if s.note(reason, err) {
+		s.reset()
+	}
+}
+
+// note says why the Stream fails, and reports whether it does: only the first
+// failure counts.
+func (s *Stream) note(reason Reason, err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {
-		return
+		return false
 	}
 	if s.whole && ended(err) {
 		// The other half read from the side that finish has closed.
-		return
+		return false
 	}
 	s.over = true
 	// An end that began orderly and then failed has failed: the sides must
 	// not both believe that all went well.
 	s.reason, s.err = reason, err
-	s.reset()
+	close(s.failing)
+	return true
 }
 
-// reset closes both sides with RST.
+// reset closes both sides with RST, and returns when that is done, whoever does
+// it.
 func (s *Stream) reset() {
-	for _, c := range []Conn{s.client, s.upstream} {
-		// Where this is impossible the connection has ended already.
-		_ = c.SetLinger(0)
-		_ = c.Close()
-	}
+	s.resetting.Do(func() {
+		for _, c := range []Conn{s.client, s.upstream} {
+			// Where this is impossible the connection has ended already.
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		}
+	})
 }
 
 func (s *Stream) touch() {

@@ -1,7 +1,9 @@
 package relay
 
 import (
+	"errors"
 	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -31,16 +33,25 @@ func TestNextUnsent(t *testing.T) {
 	}
 }
 
-// The bound goes with the pace of the reader, down and up.
+// The bound goes with the pace of the reader, down and up, whether bytes are
+// spliced or copied.
 func TestUnsentFollowsRate(t *testing.T) {
-	setBulk(t, 0)
+	for _, p := range paths {
+		t.Run(p.name, func(t *testing.T) {
+			p.set(t)
+			testUnsentFollowsRate(t, p)
+		})
+	}
+}
+
+func testUnsentFollowsRate(t *testing.T, p path) {
 	client, down := pair(t)
 	up, upstream := pair(t)
 	// What waits must be in the sender's buffer.
 	if err := client.SetReadBuffer(64 << 10); err != nil {
 		t.Fatal(err)
 	}
-	stream := NewStream(down, up, 0)
+	stream := NewStream(p.conn(down), p.conn(up), 0)
 	result := make(chan Result, 1)
 	go func() { result <- stream.Run() }()
 	go func() {
@@ -85,5 +96,37 @@ func TestUnsentFollowsRate(t *testing.T) {
 	pause.Store(int64(time.Millisecond))
 	settles(t, "a faster reader's unsent bytes", outside(2*slow, unsentMost), 0)
 	stream.Abort(Shutdown)
-	wait(t, result)
+	p.took(t, wait(t, result))
+}
+
+// What a socket takes counts for its rate, spliced or copied.
+func TestUnsentCountsAll(t *testing.T) {
+	const large, small = 1000, 100
+	setBulk(t, large)
+	client, down := pair(t)
+	up, upstream := pair(t)
+	s := NewStream(down, up, 0)
+	d := &direction{stream: s, watch: s.watch(down, clientSide), count: &s.sent, src: down, dst: up, in: rawConn(down), out: rawConn(up)}
+	done := make(chan error, 1)
+	go func() {
+		readErr, writeErr := d.run()
+		done <- errors.Join(readErr, writeErr)
+	}()
+	var total int
+	for _, size := range []int{small, large, small, small, large, large} {
+		text := strings.Repeat("x", size)
+		send(t, client, text)
+		receive(t, upstream, text)
+		total += size
+	}
+	client.CloseWrite()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if want := uint64(small + large); s.spliced.Load() != want {
+		t.Errorf("spliced %d bytes, want %d", s.spliced.Load(), want)
+	}
+	if d.unsent.taken != total || int(s.sent.Load()) != total {
+		t.Errorf("of %d bytes %d count for the rate and %d in all", total, d.unsent.taken, s.sent.Load())
+	}
 }
