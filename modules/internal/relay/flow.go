@@ -161,7 +161,7 @@ func (f *Flow) run(dial func(context.Context) (net.Conn, any, error)) {
 				continue
 			}
 			if failures++; ended(err) || failures >= maxReadErrors {
-				f.end(upstreamSide.failed, err)
+				f.end(upstreamSide.reason(err), err)
 				return
 			}
 			select {

@@ -40,6 +40,10 @@ const (
 	ClientFailed   Reason = "client failed"
 	UpstreamFailed Reason = "upstream failed"
 
+	// Revoked: the tunnel, or the peer in it, that one side was reached by has
+	// been taken out of the configuration.
+	Revoked Reason = "revoked"
+
 	// IdleTimeout: nothing moved either way for the idle timeout.
 	IdleTimeout Reason = "idle timeout"
 
@@ -130,8 +134,11 @@ var (
 // reason puts an error of this side into words.
 func (s side) reason(err error) Reason {
 	switch {
+	case errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNABORTED):
+		// Not by this package: it has given another reason then.
+		return Revoked
 	// EPIPE is what a write says after the RST was already reported by a read.
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNABORTED):
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return s.reset
 	case errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH),
 		errors.Is(err, os.ErrDeadlineExceeded):
