@@ -76,8 +76,8 @@ type Tunnel struct {
 	// How the kernel's stack sends TCP, by the kernel's own name for it, such
 	// as `bbr` or `cubic`. The `gvisor` stack has cubic only, and no choice.
 	// Default: bbr where the kernel has it, but for connections whose round
-	// trip takes less than a millisecond, else the kernel's default. A reload
-	// that changes it governs new connections.
+	// trip takes less than a millisecond, else cubic. A reload that changes it
+	// governs new connections.
 	CongestionControl string `json:"congestion_control,omitempty"`
 
 	// The other ends by name. A name consists of letters, digits and hyphens,

@@ -20,9 +20,19 @@ const preferredCongestion = "bbr"
 // 3 Gbit/s.
 var nearby = time.Millisecond
 
-// nearCongestions are what connections to what is near get, the first that the
-// kernel has. It always has the last.
-var nearCongestions = []string{"cubic", "reno"}
+// lossBased are what connections to what is near get, and all where what was
+// wanted cannot be had: the first that the kernel has. It always has the last.
+var lossBased = []string{"cubic", "reno"}
+
+// useLossBased gives the first of them to a socket and returns its name, or "".
+func useLossBased(fd int) string {
+	for _, name := range lossBased {
+		if unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name) == nil {
+			return name
+		}
+	}
+	return ""
+}
 
 // nearCongestion returns what connections to what is near get in place of a
 // congestion control that was not asked for by name, or "".
@@ -35,12 +45,7 @@ func nearCongestion(stock *blanks, asked, used string) string {
 		return ""
 	}
 	defer unix.Close(fd)
-	for _, name := range nearCongestions {
-		if unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name) == nil {
-			return name
-		}
-	}
-	return ""
+	return useLossBased(fd)
 }
 
 // tune gives a new connection to what is near another congestion control.
@@ -63,7 +68,8 @@ func (s *Stack) tune(conn *net.TCPConn) {
 }
 
 // congestionOf returns the congestion control to be used where name is wanted,
-// "" for the kernel's default, and tells of what could not be had.
+// and tells of what could not be had. It is "", for the kernel's default, only
+// if nothing can be found out.
 func congestionOf(stock *blanks, name string, logger *zap.Logger) string {
 	asked := name
 	if asked == "" {
@@ -78,11 +84,11 @@ func congestionOf(stock *blanks, name string, logger *zap.Logger) string {
 	if err == nil {
 		return asked
 	}
-	used, _ := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	used := useLossBased(fd)
 	message := "this kernel has not loaded the wanted TCP congestion control; as root: modprobe tcp_" + asked + ", and write tcp_" + asked + " to a file in /etc/modules-load.d"
 	if !errors.Is(err, syscall.ENOENT) {
 		message = "the wanted TCP congestion control cannot be used"
 	}
 	logger.Warn(message, zap.String("congestion_control", asked), zap.String("used", used), zap.Error(err))
-	return ""
+	return used
 }

@@ -25,8 +25,7 @@ type Config struct {
 
 	// CongestionControl is how TCP sends, by the kernel's name for it. If
 	// empty, it is bbr where the kernel has it, but for connections whose
-	// round trip takes less than a millisecond, else what the kernel's default
-	// is.
+	// round trip takes less than a millisecond, else cubic.
 	CongestionControl string
 
 	// Logger gets the rare messages. If nil, there are none.

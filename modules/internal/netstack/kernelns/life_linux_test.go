@@ -2,6 +2,7 @@ package kernelns
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -451,8 +452,73 @@ func TestCongestionControl(t *testing.T) {
 	if logs.FilterMessageSnippet("modprobe tcp_nosuch").Len() != 1 {
 		t.Errorf("log is %v", logs.All())
 	}
-	if got := sending(); got == "" || got == "nosuch" {
-		t.Errorf("sends with %q", got)
+	if got := sending(); got != lossBased[0] {
+		t.Errorf("sends with %q, want %s", got, lossBased[0])
+	}
+	if got := s.CongestionControl(); got != lossBased[0] {
+		t.Errorf("says %q, want %s", got, lossBased[0])
+	}
+	if used := logs.FilterMessageSnippet("modprobe tcp_nosuch").All()[0].ContextMap()["used"]; used != lossBased[0] {
+		t.Errorf("the log says %q, want %s", used, lossBased[0])
+	}
+}
+
+// TestECN reads what connections ask for, for each way to send: marks are for
+// who answers to them.
+func TestECN(t *testing.T) {
+	s, _ := newTestStack(t)
+	// The port tells a SYN from one that is sent again.
+	port := uint16(1000)
+	asks := func(remote netip.Addr) bool {
+		t.Helper()
+		port++
+		to := netip.AddrPortFrom(remote, port)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { _, _ = s.DialTCP(ctx, netip.AddrPort{}, to) }()
+		bufs, sizes := make([][]byte, batchSize), make([]int, batchSize)
+		for i := range bufs {
+			bufs[i] = make([]byte, frameSize)
+		}
+		for {
+			n, err := s.Device().Read(bufs, sizes, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range n {
+				tcp := bufs[i][20:sizes[i]]
+				if remote.Is6() {
+					tcp = bufs[i][40:sizes[i]]
+				}
+				const syn, ece, cwr = 0x02, 0x40, 0x80
+				if len(tcp) < 20 || binary.BigEndian.Uint16(tcp[2:]) != port || tcp[13]&syn == 0 {
+					continue
+				}
+				return tcp[13]&(ece|cwr) == ece|cwr
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		want bool
+	}{
+		{"cubic", true},
+		{"reno", true},
+		{preferredCongestion, false},
+		{"", s.CongestionControl() != preferredCongestion},
+		{"nosuch", true}, // falls back to cubic
+	} {
+		if err := s.SetCongestionControl(tt.name); err != nil {
+			t.Fatal(err)
+		}
+		if tt.name == preferredCongestion && s.CongestionControl() != preferredCongestion {
+			continue // this kernel has none
+		}
+		for _, prefix := range testAddresses {
+			if got := asks(prefix.Addr().Next()); got != tt.want {
+				t.Errorf("with %q configured, a SYN of %v asks for ECN: %v, want %v", tt.name, prefix.Addr(), got, tt.want)
+			}
+		}
 	}
 }
 
@@ -491,7 +557,7 @@ func TestNearCongestion(t *testing.T) {
 		}
 		dialed, accepted := loop(t, s)
 		for _, conn := range []net.Conn{dialed, accepted} {
-			if got := algorithm(conn); slices.Contains(nearCongestions, got) != tt.isNear || !tt.isNear && got != preferredCongestion {
+			if got := algorithm(conn); slices.Contains(lossBased, got) != tt.isNear || !tt.isNear && got != preferredCongestion {
 				t.Errorf("with %q configured, nearer than %s: it sends with %s", tt.configured, tt.nearby, got)
 			}
 		}
