@@ -472,9 +472,10 @@ func TestECN(t *testing.T) {
 	asks := func(remote netip.Addr) bool {
 		t.Helper()
 		port++
+		to := netip.AddrPortFrom(remote, port)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go func() { _, _ = s.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(remote, port)) }()
+		go func() { _, _ = s.DialTCP(ctx, netip.AddrPort{}, to) }()
 		bufs, sizes := make([][]byte, batchSize), make([]int, batchSize)
 		for i := range bufs {
 			bufs[i] = make([]byte, frameSize)
