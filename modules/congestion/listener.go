@@ -42,7 +42,9 @@ const maxWrappers = 32
 // Connections that go on to the layer-4 handler `wireguard` get `bbr` there.
 type ListenerWrapper struct {
 	// Algorithm is the congestion control's name as Linux has it, as in
-	// `sysctl net.ipv4.tcp_available_congestion_control`. Default: `bbr`.
+	// `sysctl net.ipv4.tcp_available_congestion_control`. Default: `bbr`, but
+	// clients nearer than a millisecond, who gain nothing by it, keep the
+	// host's. One that is named here is for all.
 	Algorithm string `json:"algorithm,omitempty"`
 
 	logger *zap.Logger
@@ -64,12 +66,17 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 
 // Validate checks that there can be a congestion control of that name. Whether
 // there is one shows with the first connection: it may be loaded until then.
-func (w *ListenerWrapper) Validate() error { return publictcp.CheckName(w.algorithm()) }
+func (w *ListenerWrapper) Validate() error {
+	if w.Algorithm == "" {
+		return nil
+	}
+	return publictcp.CheckName(w.Algorithm)
+}
 
 // WrapListener returns a listener that accepts what l accepts, the very same
 // connections, so that whoever has them finds all that they can do.
 func (w *ListenerWrapper) WrapListener(l net.Listener) net.Listener {
-	return &listener{Listener: l, algorithm: w.algorithm(), logger: w.logger}
+	return &listener{Listener: l, algorithm: w.Algorithm, logger: w.logger}
 }
 
 // UnmarshalCaddyfile sets up the wrapper from Caddyfile tokens. Syntax:
@@ -101,16 +108,9 @@ func (w *ListenerWrapper) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-func (w *ListenerWrapper) algorithm() string {
-	if w.Algorithm == "" {
-		return publictcp.BBR
-	}
-	return w.Algorithm
-}
-
 type listener struct {
 	net.Listener
-	algorithm string
+	algorithm string // empty if none is named
 	logger    *zap.Logger
 	unknown   sync.Once
 }

@@ -10,12 +10,15 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/pires/go-proxyproto"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
+
+	"github.com/homeward-relay/homeward/modules/internal/publictcp"
 )
 
 // opaque is a connection of a wrapper that does not say what is in it.
@@ -35,12 +38,15 @@ func TestAccept(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, algorithm string
+		near            bool // the client is
 		inner           func(net.Listener) net.Listener
 		unix            bool
 		want            string
 		logged          int
 	}{
 		{name: "default", want: "bbr"},
+		{name: "default, near", near: true, want: begin},
+		{name: "named, near", near: true, algorithm: "bbr", want: "bbr"},
 		{name: "named", algorithm: "reno", want: "reno"},
 		{name: "after tls", inner: func(l net.Listener) net.Listener { return tls.NewListener(l, new(tls.Config)) }, want: "bbr"},
 		{
@@ -68,6 +74,11 @@ func TestAccept(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.want != "" && !slices.Contains(strings.Fields(string(content)), tt.want) {
 				t.Skipf("this host does not allow %s", tt.want)
+			}
+			defer func(before time.Duration) { publictcp.Nearby = before }(publictcp.Nearby)
+			publictcp.Nearby = 0
+			if tt.near {
+				publictcp.Nearby = time.Minute
 			}
 			// The logger of a module's context goes to Caddy's default log.
 			w := &ListenerWrapper{Algorithm: tt.algorithm}

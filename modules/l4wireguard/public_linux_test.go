@@ -37,8 +37,8 @@ func TestTunePublic(t *testing.T) {
 		{"a client that is near", asItIs, time.Minute, "reno"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			defer func(before time.Duration) { nearby = before }(nearby)
-			nearby = tt.nearby
+			defer func(before time.Duration) { publictcp.Nearby = before }(publictcp.Nearby)
+			publictcp.Nearby = tt.nearby
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)

@@ -29,15 +29,13 @@ func (t *Transport) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, reverseproxy.NewDialError(err)
 	}
-	if err := t.prepare(conn, a); err != nil {
+	prepared, err := t.prepare(conn, a)
+	if err != nil {
 		_ = conn.Close()
 		return nil, reverseproxy.NewDialError(fmt.Errorf("dialing %s: %w", a.address, err))
 	}
 	t.logDialed("tcp", a, route)
-	if t.ReadTimeout > 0 || t.WriteTimeout > 0 {
-		conn = &timeoutConn{Conn: conn, read: time.Duration(t.ReadTimeout), write: time.Duration(t.WriteTimeout)}
-	}
-	return conn, nil
+	return prepared, nil
 }
 
 func (t *Transport) logDialed(network string, a *attempt, route wireguard.Route) {
@@ -56,20 +54,25 @@ func (t *Transport) dialOptions(a *attempt) wireguard.DialOptions {
 	return wireguard.DialOptions{Tunnel: t.Tunnel, Client: a.client}
 }
 
-func (t *Transport) prepare(conn net.Conn, a *attempt) error {
+// prepare returns what is to be used in place of a connection to the upstream.
+func (t *Transport) prepare(conn net.Conn, a *attempt) (net.Conn, error) {
 	interval := time.Duration(t.KeepAlive.ProbeInterval)
 	if interval == 0 { // an upgraded connection beside HTTP/3
 		interval = defaultProbeInterval
 	}
-	if err := setLiveness(conn, interval); err != nil {
-		return err
+	conn, err := watchLiveness(conn, interval)
+	if err != nil {
+		return nil, err
 	}
 	if t.ProxyProtocol != "" {
 		if err := writeProxyHeader(conn, t.ProxyProtocol, a.client, a.reached); err != nil {
-			return fmt.Errorf("sending the PROXY protocol header: %w", err)
+			return nil, fmt.Errorf("sending the PROXY protocol header: %w", err)
 		}
 	}
-	return nil
+	if t.ReadTimeout > 0 || t.WriteTimeout > 0 {
+		conn = &timeoutConn{Conn: conn, read: time.Duration(t.ReadTimeout), write: time.Duration(t.WriteTimeout)}
+	}
+	return conn, nil
 }
 
 // dialTLS connects to the upstream of ctx's attempt and verifies its

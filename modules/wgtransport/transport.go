@@ -52,11 +52,15 @@ func init() { caddy.RegisterModule(new(Transport)) }
 //     name that the upstream has no certificate for as a failure, so a site
 //     that serves names of a wildcard should not combine them with it.
 //   - `tls.handshake_timeout` is 10s by default, not unlimited.
-//   - `keep_alive.probe_interval` also is how long data may be unacknowledged
-//     before a TCP connection ends, how long an HTTP/2 connection may be silent
-//     before it is probed by a ping, and how often an HTTP/3 connection is
-//     (there the default is 10s). So a request that is sent on a pooled
-//     connection to a home that has gone does not wait for ever.
+//   - `keep_alive.probe_interval` also is how long home may be silent while data
+//     waits to be acknowledged before a TCP connection ends, how long an HTTP/2
+//     connection may be silent before it is probed by a ping, and how often an
+//     HTTP/3 connection is (there the default is 10s). So a request that is
+//     sent on a pooled connection to a home that has gone does not wait for
+//     ever. A home that answers is waited for, even if its program takes
+//     nothing for hours, as when it pauses an upload; but TCP asks such a home
+//     ever more rarely, every two minutes in the end, and it must have asked
+//     three times before a home that goes then is given up.
 //   - With the version "3" alone, HTTP/3 is spoken over a UDP socket inside
 //     the tunnel; requests that ask for an upgrade, such as WebSockets, which
 //     HTTP/3 does not have, go to the same address by HTTP/1.1 over TLS. The

@@ -59,8 +59,8 @@ type homeEnd struct {
 }
 
 // newTunneledRelay is a relay and a home that is joined with it by a tunnel
-// over loopback. Home is down until it is brought up.
-func newTunneledRelay(t *testing.T) (*relay, *homeEnd) {
+// over loopback, both with the given stack. Home is down until it is brought up.
+func newTunneledRelay(t *testing.T, stack string) (*relay, *homeEnd) {
 	t.Helper()
 	trapped := proxyTrap.hits.Load()
 	t.Cleanup(func() {
@@ -81,11 +81,12 @@ func newTunneledRelay(t *testing.T) (*relay, *homeEnd) {
 		private_key {env.WGTRANSPORT_TEST_KEY}
 		address 10.77.0.1/24 fd77::1/64
 		listen_port %d
+		stack %s
 		peer home {
 			public_key %s
 			allowed_ips 10.77.0.2/32 fd77::2/128
 		}
-	}`, port, homeKey.Public()))
+	}`, port, stack, homeKey.Public()))
 	end := &homeEnd{config: &tunnel.Config{
 		PrivateKey: homeKey,
 		Addresses:  []netip.Prefix{netip.MustParsePrefix("10.77.0.2/24"), netip.MustParsePrefix("fd77::2/64")},
@@ -98,6 +99,9 @@ func newTunneledRelay(t *testing.T) (*relay, *homeEnd) {
 			PersistentKeepalive: time.Second,
 		}},
 	}}
+	if stack != "auto" {
+		end.config.Stack = tunnel.StackChoice(stack)
+	}
 	return r, end
 }
 
@@ -117,7 +121,7 @@ func (e *homeEnd) up(t *testing.T) {
 
 func TestTunnelVersions(t *testing.T) {
 	ca := newAuthority(t)
-	r, end := newTunneledRelay(t)
+	r, end := newTunneledRelay(t, "auto")
 	r.mustLoad(t, "home:1", "", "")
 	end.up(t)
 	h := startHome(t, end, ca, "a.example", "b.example")
@@ -262,7 +266,7 @@ func TestHomeAway(t *testing.T) {
 		{"3", "no answer by QUIC"},
 	} {
 		t.Run(c.versions, func(t *testing.T) {
-			r, end := newTunneledRelay(t)
+			r, end := newTunneledRelay(t, "auto")
 			r.mustLoad(t, "https://home:8001", "", "dial_timeout 500ms\nversions "+c.versions+"\ntls_trust_pool file "+ca.file)
 			start := time.Now()
 			status, _, _ := r.do(t, http.MethodPost, "a.example", "/", "body")
@@ -285,7 +289,7 @@ func TestHomeAway(t *testing.T) {
 
 // TestTunnelErrors: errors of the configuration, with the real app.
 func TestTunnelErrors(t *testing.T) {
-	r, _ := newTunneledRelay(t)
+	r, _ := newTunneledRelay(t, "auto")
 	for _, c := range []struct{ name, upstream, arg, want string }{
 		{"address of no peer", "http://10.99.0.1", "", "10.99.0.1 is in no peer's allowed_ips"},
 		{"no peer", "http://hume", "", "hume is neither a peer's name"},

@@ -13,10 +13,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// BBR is the congestion control to ask for. Cubic, which most hosts default
+// BBR is the congestion control to ask for where the user names none. Cubic, which most hosts default
 // to, takes every loss for a full queue: on a line of 433 Mbit/s and 31 ms that
 // loses one packet in a hundred it sends 5 Mbit/s, where BBR sends 300.
 const BBR = "bbr"
+
+// Nearby is the round trip below which a client keeps the host's congestion
+// control, unless the user names one. It stands in the same data centre: whatever
+// is lost, the next round trip repairs, and there is nothing for BBR to find out.
+// Its pacing would cost the relay a tenth of its throughput and CPU at 2 Gbit/s.
+// Only tests change it: their clients are all near.
+var Nearby = time.Millisecond
 
 // maxName is the longest name of a congestion control that Linux takes
 // (TCP_CA_NAME_MAX less the final NUL). It cuts longer ones in silence.
@@ -54,11 +61,19 @@ func CheckName(algorithm string) error {
 }
 
 // Tune makes conn send with the given congestion control, and bounds what waits
-// unsent in it. What the kernel refuses is logged, once per process, congestion
+// unsent in it. If none is given, that is BBR for all clients that are not near.
+// What the kernel refuses is logged, once per process, congestion
 // control and reason, with what root can do about it; the connection works on
 // with what it had. It is tried anew with every connection, so what root has
 // done is in force without a restart. Only Linux can do either.
 func Tune(logger *zap.Logger, conn *net.TCPConn, algorithm string) {
+	if algorithm == "" {
+		if near(conn) {
+			bound(conn)
+			return
+		}
+		algorithm = BBR
+	}
 	err := set(conn, algorithm)
 	if err == nil || errors.Is(err, net.ErrClosed) || !seen.first(algorithm, err) {
 		return
@@ -67,26 +82,25 @@ func Tune(logger *zap.Logger, conn *net.TCPConn, algorithm string) {
 		append(present(conn), zap.String("wanted", algorithm), zap.Error(err), zap.String("remedy", remedy(algorithm, err)))...)
 }
 
-// BoundUnsent bounds what waits unsent in conn, as Tune does, and leaves its
-// congestion control alone.
-func BoundUnsent(conn *net.TCPConn) {
+// bound bounds what waits unsent in conn, and leaves its congestion control alone.
+func bound(conn *net.TCPConn) {
 	if raw, err := conn.SyscallConn(); err == nil {
 		_ = raw.Control(boundUnsent)
 	}
 }
 
-// RTT returns the round-trip time of conn as TCP knows it, which for a
-// connection that was just accepted is that of the handshake. Only Linux tells.
-func RTT(conn *net.TCPConn) (rtt time.Duration, known bool) {
+// near says whether conn's client is. The round trip is that which TCP knows,
+// for a connection that was just accepted the handshake's. Only Linux tells.
+func near(conn *net.TCPConn) bool {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0, false
+		return false
 	}
 	var micros uint32
-	if e := raw.Control(func(fd uintptr) { micros, err = roundTrip(fd) }); e != nil || err != nil || micros == 0 {
-		return 0, false
+	if e := raw.Control(func(fd uintptr) { micros, err = roundTrip(fd) }); e != nil || err != nil {
+		return false
 	}
-	return time.Duration(micros) * time.Microsecond, true
+	return micros > 0 && time.Duration(micros)*time.Microsecond < Nearby
 }
 
 // set makes conn use the congestion control and bounds its unsent data.

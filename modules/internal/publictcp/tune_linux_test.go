@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -112,24 +113,40 @@ func TestTune(t *testing.T) {
 	if !slices.Contains(strings.Fields(sysctl("allowed")), BBR) {
 		t.Skip("this host does not allow bbr")
 	}
-	conn, err := accept(listen(t, "reno"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if algorithm, _ := options(t, conn); algorithm != "reno" {
-		t.Fatalf("the connection begins with %s", algorithm)
-	}
-	core, log := observer.New(zap.DebugLevel)
-	Tune(zap.New(core), conn, BBR)
-	if algorithm, unsent := options(t, conn); algorithm != BBR || unsent != unsentLimit {
-		t.Errorf("the connection has %s and %d bytes unsent", algorithm, unsent)
-	}
+	for _, tt := range []struct {
+		name, algorithm string
+		nearby          time.Duration
+		want            string
+	}{
+		{"none named", "", 0, BBR},
+		{"none named, near", "", time.Minute, "reno"},
+		{"named", BBR, 0, BBR},
+		{"named, near", BBR, time.Minute, BBR},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			defer func(before time.Duration) { Nearby = before }(Nearby)
+			Nearby = tt.nearby
+			conn, err := accept(listen(t, "reno"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if algorithm, _ := options(t, conn); algorithm != "reno" {
+				t.Fatalf("the connection begins with %s", algorithm)
+			}
+			core, log := observer.New(zap.DebugLevel)
+			Tune(zap.New(core), conn, tt.algorithm)
+			if algorithm, unsent := options(t, conn); algorithm != tt.want || unsent != unsentLimit {
+				t.Errorf("the connection has %s and %d bytes unsent", algorithm, unsent)
+			}
 
-	conn.Close()
-	Tune(zap.New(core), conn, "closed")
-	if log.Len() > 0 {
-		t.Errorf("it logged %v", log.All())
+			conn.Close()
+			Tune(zap.New(core), conn, tt.algorithm)
+			Tune(zap.New(core), conn, "closed")
+			if log.Len() > 0 {
+				t.Errorf("it logged %v", log.All())
+			}
+		})
 	}
 }
 

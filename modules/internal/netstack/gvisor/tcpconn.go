@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
@@ -299,7 +300,8 @@ func (c *tcpConn) setKeepAlive(config net.KeepAliveConfig) error {
 
 // SetUserTimeout bounds how long what has been sent may go unacknowledged
 // before the connection ends (RFC 5482; TCP_USER_TIMEOUT in Linux). 0 leaves
-// that to the stack, which gives up after about a quarter of an hour.
+// that to the stack, which gives up after about a quarter of an hour. It counts
+// the time as well in which the other end answers that it has no room.
 func (c *tcpConn) SetUserTimeout(timeout time.Duration) error {
 	err := c.setUserTimeout(timeout)
 	return opError("set", "tcp", c.local, c.remote, err)
@@ -314,6 +316,17 @@ func (c *tcpConn) setUserTimeout(timeout time.Duration) error {
 		return errno(err)
 	}
 	return nil
+}
+
+// Traffic returns how often the other end has been asked for an answer that was
+// due, by sending again or by asking whether it has room, and how many segments
+// of it have been heard. It fails when the connection is closed.
+func (c *tcpConn) Traffic() (asked, heard uint64, err error) {
+	stats, ok := c.endpoint.Stats().(*tcp.Stats)
+	if c.isClosed.Load() || !ok {
+		return 0, 0, opError("get", "tcp", c.local, c.remote, net.ErrClosed)
+	}
+	return stats.SendErrors.Timeouts.Value(), stats.SegmentsReceived.Value(), nil
 }
 
 // LocalAddr returns the *net.TCPAddr of this end.

@@ -125,6 +125,7 @@ var pairTests = []struct {
 	{"TCP write after peer closed", testTCPBrokenPipe},
 	{"TCP keepalive", testTCPKeepAlive},
 	{"TCP user timeout", testTCPUserTimeout},
+	{"TCP traffic", testTCPTraffic},
 	{"TCP busy port", testTCPBusyPort},
 	{"TCP source of a client", testTCPTransparent},
 	{"TCP source clash", testTCPTransparentClash},

@@ -211,3 +211,54 @@ func testTCPUserTimeout(t *testing.T, p *pair, f family) {
 	_, err := dialed.Read(make([]byte, 1))
 	wantError(t, "reading from a peer that is gone", err, syscall.ETIMEDOUT)
 }
+
+// testTCPTraffic is for stacks whose connections are not the kernel's, where
+// TCP_INFO is a socket's.
+func testTCPTraffic(t *testing.T, p *pair, f family) {
+	dialed, accepted := connect(t, p, listen(t, p, f))
+	conn, ok := dialed.(interface {
+		Traffic() (asked, heard uint64, err error)
+	})
+	if !ok {
+		t.Skipf("%T has no Traffic", dialed)
+	}
+	traffic := func() (asked, heard uint64) {
+		t.Helper()
+		asked, heard, err := conn.Traffic()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return asked, heard
+	}
+	await := func(what string, happened func(asked, heard uint64) bool) {
+		t.Helper()
+		for end := time.Now().Add(patience); !happened(traffic()); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("waited in vain for ", what)
+			}
+		}
+	}
+	_, before := traffic()
+	exchange(t, dialed, accepted)
+	await("an answer", func(_, heard uint64) bool { return heard > before })
+
+	// Whoever takes nothing is asked whether there is room, and answers.
+	_ = dialed.SetWriteDeadline(time.Now().Add(time.Second))
+	for err := error(nil); err == nil; {
+		_, err = dialed.Write(make([]byte, 64<<10))
+	}
+	asked, heard := traffic()
+	await("a question for room", func(now, _ uint64) bool { return now > asked })
+	await("its answer", func(_, now uint64) bool { return now > heard })
+
+	// Whoever is gone is asked in vain.
+	if err := p.there.SetAddresses(nil); err != nil {
+		t.Fatal(err)
+	}
+	asked, _ = traffic()
+	await("a question in vain", func(now, _ uint64) bool { return now > asked })
+	dialed.Close()
+	if _, _, err := conn.Traffic(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
