@@ -23,7 +23,7 @@ func TestRestart(t *testing.T) {
 			w.home.Up(t)
 			w.home.WaitHandshake(t)
 		}},
-		{"our binary", startOwnHome},
+		{"our binary", func(t *testing.T, w *world) { startOwnHome(t, w, 25) }},
 	} {
 		for _, end := range []struct {
 			name string
@@ -72,8 +72,9 @@ func TestRestart(t *testing.T) {
 func rounded(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
 
 // startOwnHome runs our binary as home's end of the tunnel, without root, in
-// place of wireguard-go: what comes to its ports goes to home's services.
-func startOwnHome(t *testing.T, w *world) {
+// place of wireguard-go: what comes to its ports goes to home's services. The
+// keepalive is in seconds.
+func startOwnHome(t *testing.T, w *world, keepalive int) {
 	t.Helper()
 	own := testnet.NewRelay(t, w.Home)
 	own.UseBinary(testnet.FastCaddy(t))
@@ -87,7 +88,7 @@ func startOwnHome(t *testing.T, w *world) {
 			public_key %s
 			allowed_ips %s/32
 			endpoint %s:51820
-			persistent_keepalive 25s
+			persistent_keepalive %ds
 		}
 	}
 	layer4 {
@@ -103,5 +104,5 @@ func startOwnHome(t *testing.T, w *world) {
 		}
 	}
 }
-`, own.Folder, key, testnet.HomeTunnelIP, w.keys.Relay.Public, testnet.RelayTunnelIP, testnet.Endpoint))
+`, own.Folder, key, testnet.HomeTunnelIP, w.keys.Relay.Public, testnet.RelayTunnelIP, testnet.Endpoint, keepalive))
 }

@@ -54,3 +54,35 @@ func TestRoaming(t *testing.T) {
 		}
 	}
 }
+
+// TestRelayMoves gives the VM another address. Home, which is our binary, knows it
+// by a name that then means the new one, and finds it without a restart.
+func TestRelayMoves(t *testing.T) {
+	const (
+		newIP     = "203.0.113.6"
+		keepalive = 5
+	)
+	w := newWorld(t)
+	w.relay.UseBinary(testnet.FastCaddy(t))
+	services.Echo(t, w.Home, ":7000", "")
+	w.relay.Start(t, w.ports(t))
+	startOwnHome(t, w, keepalive)
+	echo := func() error {
+		conn, err := w.Client.Dial(t.Context(), "tcp", testnet.Endpoint+":7000")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return echoOnce(conn, "found")
+	}
+	testnet.Eventually(t, 20*time.Second, echo)
+
+	w.Relay.IP(t, "addr del "+testnet.RelayIP+"/24 dev eth0", "addr add "+newIP+"/24 dev eth0", "route replace default via 203.0.113.1")
+	for _, namespace := range []*testnet.Namespace{w.Client, w.Home} {
+		namespace.SetHosts(t, map[string]string{testnet.Endpoint: newIP})
+	}
+	begin := time.Now()
+	testnet.Eventually(t, 2*time.Minute, echo)
+	figure(t, "VM with another address behind its name, our binary at home, keepalive %d s: first connection after %.0f s.",
+		keepalive, time.Since(begin).Seconds())
+}

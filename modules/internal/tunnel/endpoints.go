@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.zx2c4.com/wireguard/device"
 )
 
 const (
@@ -25,9 +26,10 @@ const (
 	resolveTimeout = 10 * time.Second
 
 	// unansweredAfter is how long an endpoint may leave handshakes unanswered
-	// before the next address is tried: three initiations (whitepaper,
-	// section 6.1: one per 5 s).
-	unansweredAfter = 15 * time.Second
+	// before the next address is tried: one initiation, which is sent again
+	// four times until the next may be made (whitepaper, section 6.1), and a
+	// second's grace.
+	unansweredAfter = 6 * time.Second
 
 	// sessionMax is when a session ends unless it is renewed (whitepaper,
 	// section 6.1, Reject-After-Time). A peer whose last handshake is older
@@ -78,6 +80,7 @@ func (l *live) keep(ctx context.Context) {
 			memory = newEndpointMemory(ctx, own, l.device, l.wake)
 		}
 		l.notePresence(status)
+		l.askSilent(peers, status)
 		l.paths.look(peers, status)
 		memory.look(config.Store, peers, status, l.log())
 		l.keepEndpoints(ctx, &beside, peers, names, status)
@@ -128,7 +131,7 @@ func (l *live) keepEndpoints(ctx context.Context, beside *sync.WaitGroup, peers 
 func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *Peer, e *endpointName, status PeerStatus) {
 	now := time.Now()
 	if e.lookup == nil {
-		if e.due(now, peer, status) {
+		if e.due(now, peer, status, l.bind.UnansweredSince(status.Endpoint)) {
 			e.lookup = make(chan lookup, 1)
 			beside.Go(func() {
 				candidates, err := endpointCandidates(ctx, e.name)
@@ -165,12 +168,19 @@ func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *P
 		l.log().Error("setting peer's endpoint", zap.String("peer", peer.Name), zap.Error(err))
 		return
 	}
+	if known := l.device.LookupPeer(device.NoisePublicKey(peer.PublicKey)); known != nil && !first {
+		// At once, and not when the last initiation is 5 s old.
+		known.ExpireCurrentKeypairs()
+		_ = known.SendHandshakeInitiation(false)
+	}
 	l.log().Info("peer's endpoint resolved",
 		zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Stringer("address", endpoint))
 }
 
-// due says whether the name is to be looked up.
-func (e *endpointName) due(now time.Time, peer *Peer, status PeerStatus) bool {
+// due says whether the name is to be looked up. unanswered is since when its
+// present address has not answered a handshake, zero if it has; a handshake that
+// the peer began is as good.
+func (e *endpointName) due(now time.Time, peer *Peer, status PeerStatus, unanswered time.Time) bool {
 	if now.Before(e.retryAt) {
 		return false
 	}
@@ -178,9 +188,15 @@ func (e *endpointName) due(now time.Time, peer *Peer, status PeerStatus) bool {
 		// Not yet, or it was lost when the peer was removed and added again.
 		return true
 	}
+	if now.Sub(e.setAt) < unansweredAfter {
+		return false
+	}
+	if unanswered.After(status.LastHandshake) {
+		return now.Sub(unanswered) > unansweredAfter
+	}
 	silent := now.Sub(status.LastHandshake) > sessionMax
 	calling := status.LastHandshake.Before(e.setAt) || peer.PersistentKeepalive > 0 || status.Sent > e.sentAt
-	return silent && calling && now.Sub(e.setAt) > unansweredAfter
+	return silent && calling
 }
 
 // wake makes the keeper look at once.

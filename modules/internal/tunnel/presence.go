@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.zx2c4.com/wireguard/device"
 )
 
 // silentAfter is how long nothing may come from a peer before a log line says
@@ -16,11 +17,17 @@ const silentAfter = 3 * time.Minute
 // what waits for an answer when something does.
 const pauseAfter = 1500 * time.Millisecond
 
+// unheardKeepalives is how many of our keepalives a peer may leave without a
+// word of its own before it is asked for one. They are never answered, so that
+// alone proves nothing; a handshake is.
+const unheardKeepalives = 3
+
 // presence is when a peer was last heard.
 type presence struct {
 	received uint64 // bytes, at the last look
 	heard    time.Time
-	up       bool // as the log last said
+	asked    time.Time // to shake hands, for want of a word
+	up       bool      // as the log last said
 }
 
 // notePresence compares the peers' counters with those of the last look, and
@@ -56,6 +63,30 @@ func (l *live) notePresence(status map[PublicKey]PeerStatus) {
 	for key := range l.presence {
 		if _, ok := status[key]; !ok {
 			delete(l.presence, key)
+		}
+	}
+}
+
+// askSilent begins a handshake with peers that we send keepalives to and hear
+// nothing from. A peer that has been started anew, or is elsewhere by now, has
+// no session with us, and would otherwise be noticed only when ours has aged
+// out, after two minutes (whitepaper, section 6.2).
+func (l *live) askSilent(peers []Peer, status map[PublicKey]PeerStatus) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, peer := range peers {
+		p, s := l.presence[peer.PublicKey], status[peer.PublicKey]
+		if p == nil || peer.PersistentKeepalive == 0 || s.LastHandshake.IsZero() || !s.Endpoint.IsValid() {
+			continue
+		}
+		patience := unheardKeepalives * peer.PersistentKeepalive
+		if now.Sub(p.heard) < patience || now.Sub(p.asked) < patience {
+			continue
+		}
+		if known := l.device.LookupPeer(device.NoisePublicKey(peer.PublicKey)); known != nil {
+			p.asked = now
+			_ = known.SendHandshakeInitiation(false)
 		}
 	}
 }

@@ -127,6 +127,10 @@ func TestInitiationIsSentAgainUntilAnswered(t *testing.T) {
 			receives, _ := open(t, b, 0)
 			other := reader(t)
 			want := message(initiationType, initiationSize, 4, 42)
+			to := other.LocalAddr().(*net.UDPAddr).AddrPort()
+			if since := b.UnansweredSince(to); !since.IsZero() {
+				t.Errorf("unanswered since %v, before anything was sent", since)
+			}
 			if err := b.Send([][]byte{want}, endpointOf(t, b, other)); err != nil {
 				t.Fatal(err)
 			}
@@ -141,7 +145,13 @@ func TestInitiationIsSentAgainUntilAnswered(t *testing.T) {
 			if waiting != 1 {
 				t.Fatalf("%d initiations wait for an answer", waiting)
 			}
+			if since := b.UnansweredSince(to); since.IsZero() {
+				t.Error("not known to be unanswered")
+			}
 			answerThrough(t, receives, other, b, test.answer)
+			if since := b.UnansweredSince(to); !since.IsZero() {
+				t.Errorf("unanswered since %v, though answered", since)
+			}
 			b.resender.mu.Lock()
 			defer b.resender.mu.Unlock()
 			if len(b.resender.waiting) != 0 {

@@ -2,6 +2,7 @@ package wgbind
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -42,6 +43,9 @@ const (
 type resender struct {
 	mu      sync.Mutex
 	waiting map[uint32]*initiation // by sender index
+
+	// unanswered is since when an endpoint has answered no initiation.
+	unanswered map[string]time.Time
 }
 
 type initiation struct {
@@ -73,6 +77,12 @@ func (r *resender) sent(bind conn.Bind, bufs [][]byte, endpoint conn.Endpoint) {
 	}
 	if len(r.waiting) >= resendMax {
 		return
+	}
+	if to := endpoint.DstToString(); r.unanswered[to].IsZero() {
+		if r.unanswered == nil || len(r.unanswered) >= resendMax {
+			r.unanswered = make(map[string]time.Time)
+		}
+		r.unanswered[to] = i.since
 	}
 	i.timer = time.AfterFunc(i.wait, func() { r.again(index, i) })
 	r.waiting[index] = i
@@ -112,7 +122,17 @@ func (r *resender) received(packet []byte) {
 	if i, ok := r.waiting[index]; ok {
 		i.timer.Stop()
 		delete(r.waiting, index)
+		delete(r.unanswered, i.endpoint.DstToString())
 	}
+}
+
+// UnansweredSince is since when endpoint has answered none of the initiations
+// that were sent to it, the zero time if it has answered the last, or was sent
+// none.
+func (b *Bind) UnansweredSince(endpoint netip.AddrPort) time.Time {
+	b.resender.mu.Lock()
+	defer b.resender.mu.Unlock()
+	return b.resender.unanswered[endpoint.String()]
 }
 
 // stop forgets everything.
@@ -123,6 +143,7 @@ func (r *resender) stop() {
 		i.timer.Stop()
 		delete(r.waiting, index)
 	}
+	clear(r.unanswered)
 }
 
 // watch wraps receive functions so that answers are seen.
