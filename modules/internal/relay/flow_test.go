@@ -365,7 +365,7 @@ func TestFlowSocketGone(t *testing.T) {
 	flow.Send([]byte("one"))
 	home.want("one")
 	(*up.Load()).Close()
-	if r := result(t, ended); r.Reason != UpstreamFailed || r.Err == nil {
+	if r := result(t, ended); r.Reason != Revoked || r.Err == nil {
 		t.Errorf("%+v", r)
 	}
 	flow.Send([]byte("lost")) // must not panic

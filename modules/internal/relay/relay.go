@@ -40,8 +40,9 @@ const (
 	ClientFailed   Reason = "client failed"
 	UpstreamFailed Reason = "upstream failed"
 
-	// Revoked: the tunnel, or the peer in it, that one side was reached by has
-	// been taken out of the configuration.
+	// Revoked: the tunnel that one side was reached by has closed it, since the
+	// peer or the tunnel itself has been taken out of the configuration. (Or
+	// since its stack had to be made anew, which is an error in the log.)
 	Revoked Reason = "revoked"
 
 	// IdleTimeout: nothing moved either way for the idle timeout.

@@ -80,6 +80,7 @@ func (l *live) keep(ctx context.Context) {
 			memory = newEndpointMemory(ctx, own, l.device, l.wake)
 		}
 		l.notePresence(status)
+		l.stalls.look()
 		l.askSilent(peers, status)
 		l.paths.look(peers, status)
 		memory.look(config.Store, peers, status, l.log())

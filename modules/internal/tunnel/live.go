@@ -34,6 +34,7 @@ type live struct {
 	port   uint16  // the port in use, never 0
 	paths  *paths
 
+	stalls   *stalls
 	repeater *repeater
 	pokes    chan netip.Addr
 
@@ -78,10 +79,10 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		return nil
 	}, l.log)
 	l.repeater = newRepeater(l.poke)
-	stalls := newStalls()
+	l.stalls = newStalls(l.absent)
 	l.device = device.NewDevice(
-		&windowDevice{&repeatingDevice{padded, l.repeater}, l.out, l.in, stalls},
-		&windowBind{Bind: l.bind, out: l.out, in: l.in, stalls: stalls, noticed: l.wake},
+		&windowDevice{&repeatingDevice{padded, l.repeater}, l.out, l.in, l.stalls},
+		&windowBind{Bind: l.bind, out: l.out, in: l.in, stalls: l.stalls, noticed: l.wake},
 		deviceLogger(logger, l.uncross))
 	if err := l.start(); err != nil {
 		l.paths.close()

@@ -27,6 +27,7 @@ type presence struct {
 	received uint64 // bytes, at the last look
 	heard    time.Time
 	asked    time.Time // to shake hands, for want of a word
+	session  bool      // there is one
 	up       bool      // as the log last said
 }
 
@@ -48,6 +49,7 @@ func (l *live) notePresence(status map[PublicKey]PeerStatus) {
 			}
 			p.received, p.heard = s.Received, now
 		}
+		p.session = !s.LastHandshake.IsZero() && now.Sub(s.LastHandshake) < sessionMax
 		// What came may have been a handshake that leads to nothing.
 		up := !s.LastHandshake.IsZero() && now.Sub(p.heard) < silentAfter
 		if up == p.up {
@@ -65,6 +67,18 @@ func (l *live) notePresence(status map[PublicKey]PeerStatus) {
 			delete(l.presence, key)
 		}
 	}
+}
+
+// absent tells whether no peer with a session has an address.
+func (l *live) absent(address netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	peer, _ := l.config.PeerFor(address)
+	if peer == nil {
+		return true
+	}
+	p := l.presence[peer.PublicKey]
+	return p == nil || !p.session
 }
 
 // askSilent begins a handshake with peers that we send keepalives to and hear

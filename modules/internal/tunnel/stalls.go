@@ -26,7 +26,13 @@ const (
 // destination from which nothing leaves one packet of each batch goes in, which
 // is what it takes to begin a handshake, so that no more than 128 wait, as in
 // Linux's own WireGuard (MAX_STAGED_PACKETS).
+//
+// That is for peers without a session alone. Where there is one, a machine that
+// is slow to send looks the same, and there TCP shall not lose packets.
 type stalls struct {
+	// absent tells whether nobody at an address has a session.
+	absent func(netip.Addr) bool
+
 	mu           sync.Mutex
 	destinations map[netip.Addr]*destination
 
@@ -46,13 +52,14 @@ type stalls struct {
 
 // destination is where packets go inside the tunnel.
 type destination struct {
+	absent bool   // at the last look
 	inside int    // since the last one left
 	batch  uint64 // the last one in which it had a packet that went in
 	last   uintptr
 }
 
-func newStalls() *stalls {
-	return &stalls{destinations: make(map[netip.Addr]*destination), marks: make(map[uintptr]*destination)}
+func newStalls(absent func(netip.Addr) bool) *stalls {
+	return &stalls{absent: absent, destinations: make(map[netip.Addr]*destination), marks: make(map[uintptr]*destination)}
 }
 
 // enter counts the first n packets of a batch, which begin at offset, and makes
@@ -76,7 +83,7 @@ func (s *stalls) enter(bufs [][]byte, sizes []int, n, offset int) {
 		if d == nil || to != address {
 			address, d = to, s.of(to)
 		}
-		if d.inside >= stalledAt && d.batch == s.batch {
+		if d.absent && d.inside >= stalledAt && d.batch == s.batch {
 			sizes[i] = 0
 			s.dropped++
 			continue
@@ -123,9 +130,18 @@ func (s *stalls) of(address netip.Addr) *destination {
 			clear(s.destinations)
 		}
 	}
-	d = new(destination)
+	d = &destination{absent: s.absent(address)}
 	s.destinations[address] = d
 	return d
+}
+
+// look asks anew who is absent.
+func (s *stalls) look() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for address, d := range s.destinations {
+		d.absent = s.absent(address)
+	}
 }
 
 // destinationOf is where a packet goes.

@@ -37,10 +37,28 @@ func passed(s *stalls, address string, n int) (count int, bufs [][]byte) {
 	return count, bufs
 }
 
+func everybody(netip.Addr) bool { return true }
+
+// Who has a session is never taken for absent, however slow the machine.
+func TestStallsLetsSessionsBe(t *testing.T) {
+	absent := false
+	s := newStalls(func(netip.Addr) bool { return absent })
+	for i := range 20 {
+		if n, _ := passed(s, "10.77.0.2", 128); n != 128 {
+			t.Fatalf("batch %d: %d packets passed", i, n)
+		}
+	}
+	absent = true
+	s.look()
+	if n, _ := passed(s, "10.77.0.2", 128); n != 1 {
+		t.Errorf("%d packets passed to who is absent now", n)
+	}
+}
+
 func TestStalls(t *testing.T) {
 	for _, address := range []string{"10.77.0.2", "fd77::2"} {
 		t.Run(address, func(t *testing.T) {
-			s := newStalls()
+			s := newStalls(everybody)
 			for i := range 100 {
 				if n, bufs := passed(s, address, 128); n != 128 {
 					t.Fatalf("batch %d: %d packets passed while all leave", i, n)
@@ -74,7 +92,7 @@ func TestStalls(t *testing.T) {
 
 // A buffer in which another packet leaves says nothing of the one before.
 func TestStallsForgetsBuffers(t *testing.T) {
-	s := newStalls()
+	s := newStalls(everybody)
 	bufs, sizes := packetsTo("10.77.0.2", 1)
 	for range 2 * stalledAt {
 		s.enter(bufs, sizes, 1, 0)
@@ -92,7 +110,7 @@ func TestStallsForgetsBuffers(t *testing.T) {
 }
 
 func TestStallsBound(t *testing.T) {
-	s := newStalls()
+	s := newStalls(everybody)
 	for i := range 3 * destinationsMax {
 		var address [4]byte
 		binary.BigEndian.PutUint32(address[:], uint32(10<<24+i))
@@ -148,7 +166,7 @@ func TestFloodToAbsentPeer(t *testing.T) {
 }
 
 func BenchmarkStalls(b *testing.B) {
-	s := newStalls()
+	s := newStalls(everybody)
 	bufs, sizes := packetsTo("10.77.0.2", 128)
 	for b.Loop() {
 		s.enter(bufs, sizes, len(bufs), 0)

@@ -119,7 +119,7 @@ func (stubBind) Send([][]byte, conn.Endpoint) error { return nil }
 // What is read leaves when it is sent, what is received when it is written.
 func TestWindowEnds(t *testing.T) {
 	out, in := newWindow(10), newWindow(10)
-	stalls := newStalls()
+	stalls := newStalls(everybody)
 	device, bind := &windowDevice{stubTUN{}, out, in, stalls}, &windowBind{Bind: stubBind{}, out: out, in: in, stalls: stalls}
 	receives, _, err := bind.Open(1)
 	if err != nil {
