@@ -125,7 +125,7 @@ build() {
 run_tests() {
 	local name=$1 log=$work/$1.log status=0
 	shift
-	go test $race -timeout 20m -v "$@" >"$log" 2>&1 || status=$?
+	go test $race -timeout 60m -v "$@" >"$log" 2>&1 || status=$?
 	grep -E '^(ok|FAIL|panic:|# )|^ *--- FAIL' "$log" || true
 	if ((status)); then
 		say "what failed in $name"

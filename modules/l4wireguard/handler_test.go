@@ -161,7 +161,16 @@ func TestStreamHomeAwayAndBack(t *testing.T) {
 			}
 		}
 	}`, port)
-	mustEcho(t, w.dial(port), "hello")
+	// On a busy machine the first handshake takes longer than dial_timeout.
+	testnet.Eventually(t, 30*time.Second, func() error {
+		c := w.dial(port)
+		defer c.Close()
+		_, err := io.WriteString(c, "hello")
+		if err == nil {
+			_, err = io.ReadFull(c, make([]byte, len("hello")))
+		}
+		return err
+	})
 
 	if err := w.home.Down(); err != nil {
 		t.Fatal(err)
