@@ -53,6 +53,8 @@ PrintLastLog no
 UseDNS no
 MaxStartups 100:30:200
 LogLevel VERBOSE
+# Not what the machine's user has in ~/.bashrc, which bash reads for sshd.
+SetEnv HOME=%[1]s
 Subsystem sftp internal-sftp
 `, s.Folder), 0o644)
 
