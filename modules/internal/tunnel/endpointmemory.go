@@ -152,15 +152,23 @@ func (m *endpointMemory) call(peers []Peer, logger *zap.Logger) {
 	for i := range peers {
 		peer := &peers[i]
 		endpoint := m.known[peer.PublicKey].Endpoint
+		known := m.device.LookupPeer(device.NoisePublicKey(peer.PublicKey))
+		if known == nil {
+			continue
+		}
+		// A keepalive or a dial that had no endpoint yet has begun the 5 s in
+		// which there is no other handshake (whitepaper, section 6.1). This must
+		// come before the endpoint: a dial may begin a handshake as soon as that
+		// is there, and a second one within 16 ms has the same timestamp, which
+		// the peer takes for a replay, as often as it is sent again.
+		known.ExpireCurrentKeypairs()
 		if err := m.device.IpcSet(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", hexKey(peer.PublicKey), endpoint)); err != nil {
 			logger.Error("setting peer's endpoint", zap.String("peer", peer.Name), zap.Error(err))
 			delete(m.known, peer.PublicKey)
 			continue
 		}
 		logger.Info("calling peer where it was last heard", zap.String("peer", peer.Name), zap.Stringer("endpoint", endpoint))
-		if p := m.device.LookupPeer(device.NoisePublicKey(peer.PublicKey)); p != nil {
-			called = append(called, p)
-		}
+		called = append(called, known)
 	}
 	if len(called) == 0 {
 		return
@@ -169,9 +177,6 @@ func (m *endpointMemory) call(peers []Peer, logger *zap.Logger) {
 		pause := time.NewTicker(callEvery)
 		defer pause.Stop()
 		for _, peer := range called {
-			// A keepalive that had no endpoint yet has begun the 5 s in which
-			// there is no other handshake (whitepaper, section 6.1).
-			peer.ExpireCurrentKeypairs()
 			_ = peer.SendHandshakeInitiation(false)
 			select {
 			case <-m.life.Done():
