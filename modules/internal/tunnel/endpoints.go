@@ -165,14 +165,17 @@ func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *P
 	if !first && endpoint == status.Endpoint {
 		return
 	}
+	known := l.device.LookupPeer(device.NoisePublicKey(peer.PublicKey))
+	if known != nil && !first {
+		// Before the endpoint, as in endpointMemory.call.
+		known.ExpireCurrentKeypairs()
+	}
 	if err := l.device.IpcSet(endpointChange(peer, endpoint)); err != nil {
 		l.log().Error("setting peer's endpoint", zap.String("peer", peer.Name), zap.Error(err))
 		return
 	}
-	if known := l.device.LookupPeer(device.NoisePublicKey(peer.PublicKey)); known != nil && !first {
-		// At once, and not when the last initiation is 5 s old.
-		known.ExpireCurrentKeypairs()
-		_ = known.SendHandshakeInitiation(false)
+	if known != nil && !first {
+		_ = known.SendHandshakeInitiation(false) // and not when the last one is 5 s old
 	}
 	l.log().Info("peer's endpoint resolved",
 		zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Stringer("address", endpoint))
