@@ -242,9 +242,7 @@ func (r *Relay) Reload(t testing.TB, caddyfile string) (output string, err error
 // error is what the relay says against it.
 func (r *Relay) Load(t testing.TB, caddyfile string) error {
 	t.Helper()
-	transport := &http.Transport{DialContext: r.namespace.Dial, DisableKeepAlives: true}
-	client := &http.Client{Transport: transport, Timeout: time.Minute}
-	response, err := client.Post("http://localhost:2019/load", "text/caddyfile", strings.NewReader(caddyfile))
+	response, err := r.adminClient(time.Minute).Post("http://localhost:2019/load", "text/caddyfile", strings.NewReader(caddyfile))
 	if err != nil {
 		t.Fatalf("asking the relay's admin endpoint: %v", err)
 	}
@@ -267,10 +265,16 @@ func (r *Relay) Admin(t testing.TB, path string) string {
 	return body
 }
 
+// adminClient reaches the relay's admin endpoint.
+func (r *Relay) adminClient(timeout time.Duration) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{DialContext: r.namespace.Dial, DisableKeepAlives: true},
+		Timeout:   timeout,
+	}
+}
+
 func (r *Relay) get(path string) (body string, err error) {
-	transport := &http.Transport{DialContext: r.namespace.Dial, DisableKeepAlives: true}
-	client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
-	response, err := client.Get("http://localhost:2019" + path)
+	response, err := r.adminClient(20 * time.Second).Get("http://localhost:2019" + path)
 	if err != nil {
 		return "", fmt.Errorf("asking the relay's admin endpoint: %w", err)
 	}
