@@ -61,8 +61,8 @@ func overStacks(t *testing.T, handler http.HandlerFunc, test func(t *testing.T, 
 		t.Run(stack, func(t *testing.T) {
 			r, end := newTunneledRelay(t, stack)
 			err := r.load(t, "http://home:8001", "stream_close_delay 1m", fmt.Sprintf("keepalive_interval %s\nversions 1.1", testInterval))
-			if err != nil && stack == "kernel" {
-				t.Skip("left out: ", err)
+			if err != nil && strings.Contains(err.Error(), "creating kernel stack") {
+				t.Skip("left out: this host does not have it: ", err)
 			}
 			if err != nil {
 				t.Fatal(err)
