@@ -75,7 +75,7 @@ func rounded(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
 // startOwnHome runs our binary as home's end of the tunnel, without root, in
 // place of wireguard-go: what comes to its ports goes to home's services. The
 // keepalive is in seconds.
-func startOwnHome(t *testing.T, w *world, keepalive int) {
+func startOwnHome(t *testing.T, w *world, keepalive int) *testnet.Relay {
 	t.Helper()
 	own := testnet.NewRelay(t, w.Home)
 	own.UseBinary(testnet.FastCaddy(t))
@@ -106,4 +106,5 @@ func startOwnHome(t *testing.T, w *world, keepalive int) {
 	}
 }
 `, own.Folder, key, testnet.HomeTunnelIP, w.keys.Relay.Public, testnet.RelayTunnelIP, testnet.Endpoint, keepalive))
+	return own
 }

@@ -3,6 +3,7 @@ package tests
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +53,68 @@ func TestRoaming(t *testing.T) {
 					tt.name, keepalive, median(took), slices.Min(took), slices.Max(took), rounds)
 			})
 		}
+	}
+}
+
+// TestHomeIsRenumbered keeps an SSH session open while home's line, over which the
+// tunnel runs by IPv6, gets another prefix.
+func TestHomeIsRenumbered(t *testing.T) {
+	const keepalive = 25
+	for _, tt := range []struct {
+		name       string
+		own        bool
+		deprecated bool
+	}{
+		{"our binary at home, its old address gone", true, false},
+		{"our binary at home, its old address deprecated", true, true},
+		{"wireguard-go at home, its old address gone", false, false},
+		{"wireguard-go at home, its old address deprecated", false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
+			w := newWorld(t)
+			w.relay.UseBinary(testnet.FastCaddy(t))
+			w.Home.SetHosts(t, map[string]string{testnet.Endpoint: testnet.RelayIP6})
+			server := services.StartSSH(t, w.Home)
+			var own *testnet.Relay
+			if tt.own {
+				w.relay.Start(t, w.ports(t))
+				own = startOwnHome(t, w, keepalive)
+			} else {
+				w.home = testnet.NewHome(t, w.Home, w.keys, testnet.HomeConfig{Keepalive: keepalive})
+				w.start(t, w.ports(t))
+			}
+			session := openSession(t, w, server)
+			if err := session.echo("before"); err != nil {
+				t.Fatal(err)
+			}
+			const rounds = 2
+			var took []float64
+			for round := range rounds {
+				if err := w.Renumber(tt.deprecated); err != nil {
+					t.Fatal(err)
+				}
+				begin := time.Now()
+				if err := session.echo(fmt.Sprint("after ", round)); err != nil {
+					t.Fatal(err)
+				}
+				took = append(took, time.Since(begin).Seconds())
+				if own != nil {
+					testnet.Eventually(t, 10*time.Second, func() error {
+						if told := strings.Count(own.Log.String(), "this host is at another address"); told != round+1 {
+							return fmt.Errorf("home has told the relay %d times that it is elsewhere, want %d", told, round+1)
+						}
+						return nil
+					})
+				}
+			}
+			session.finish(t)
+			if logins := server.Logins(); logins != 1 {
+				t.Errorf("%d logins, want the one session", logins)
+			}
+			figure(t, "SSH session, home's line has another IPv6 prefix, %s, keepalive %d s: bytes flow again after %.1f s (%.1f to %.1f, %d times).",
+				tt.name, keepalive, median(took), slices.Min(took), slices.Max(took), rounds)
+		})
 	}
 }
 

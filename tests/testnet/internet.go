@@ -17,6 +17,7 @@ const (
 	RouterIP2 = "192.0.2.9" // what it sees after a Reconnect, in turns
 	HomeLANIP = "192.168.178.20"
 	HomeIP6   = "2001:db8:8::20"
+	HomeIP6B  = "2001:db8:9::20" // after a Renumber, in turns
 
 	RelayTunnelIP = "10.77.0.1"
 	HomeTunnelIP  = "10.77.0.2"
@@ -45,6 +46,7 @@ type Internet struct {
 	Client, Core, Relay, Router, Home *Namespace
 
 	routerIP string // at present
+	homeIP6  string
 }
 
 // NewInternet makes the namespaces and joins them.
@@ -68,6 +70,7 @@ func NewInternetOver(t testing.TB, join func(t testing.TB, router *Namespace, et
 		Home:   newNamespace(t, number, "home"),
 
 		routerIP: RouterIP,
+		homeIP6:  HomeIP6,
 	}
 	for _, router := range []*Namespace{i.Core, i.Router} {
 		router.Sysctl(t, "net.ipv4.ip_forward", "1")
@@ -126,6 +129,38 @@ func (i *Internet) Reconnect(newAddress bool) error {
 	} {
 		if out, err := i.Router.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
 			return fmt.Errorf("reconnecting: ip %s: %w: %s", command, err, out)
+		}
+	}
+	return nil
+}
+
+// Renumber gives home's line another IPv6 prefix, as many providers do every day.
+// Nothing gets to the old one any more; home has kept its address in it if
+// deprecated says so, as a host does that a router has told of the new one alone.
+func (i *Internet) Renumber(deprecated bool) error {
+	old, is := i.homeIP6, HomeIP6B
+	if old == HomeIP6B {
+		is = HomeIP6
+	}
+	i.homeIP6 = is
+	prefix := func(address, host string) string { return strings.TrimSuffix(address, "20") + host }
+	gone := "addr del " + old + "/64 dev eth0"
+	if deprecated {
+		gone = "addr change " + old + "/64 dev eth0 preferred_lft 0"
+	}
+	for _, step := range []struct {
+		at      *Namespace
+		command string
+	}{
+		{i.Core, "route del " + prefix(old, "/64")},
+		{i.Core, "route replace " + prefix(is, "/64") + " via 2001:db8:7::8"},
+		{i.Router, "addr replace " + prefix(is, "1/64") + " dev lan nodad"},
+		{i.Home, "addr replace " + is + "/64 dev eth0 nodad"},
+		{i.Home, "route replace default via " + prefix(is, "1")},
+		{i.Home, gone},
+	} {
+		if out, err := step.at.Command("ip", strings.Fields("-6 "+step.command)...).CombinedOutput(); err != nil {
+			return fmt.Errorf("renumbering: ip %s: %w: %s", step.command, err, out)
 		}
 	}
 	return nil

@@ -64,9 +64,13 @@ func (l *live) keep(ctx context.Context) {
 	ticker := time.NewTicker(keeperInterval)
 	defer ticker.Stop()
 	names := make(map[PublicKey]*endpointName)
+	routes := routes{ways: make(map[PublicKey]way)}
+	var clock clock
+	began := time.Now()
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	beside.Go(func() { l.pokeHosts(ctx) })
+	beside.Go(func() { watchRoutes(ctx, l.wake) })
 	var memory *endpointMemory
 	for {
 		l.mu.Lock()
@@ -79,16 +83,22 @@ func (l *live) keep(ctx context.Context) {
 			}
 			memory = newEndpointMemory(ctx, own, l.device, l.wake)
 		}
+		if slept := clock.slept(time.Now(), time.Since(began)); slept > sleptAtLeast {
+			l.callAll(ctx, &beside, status, slept)
+		}
 		l.notePresence(status)
 		l.stalls.look()
+		l.followRoutes(&routes, peers, status)
 		l.askSilent(peers, status)
 		l.paths.look(peers, status)
 		memory.look(config.Store, peers, status, l.log())
-		l.keepEndpoints(ctx, &beside, peers, names, status)
+		l.keepEndpoints(ctx, &beside, peers, names, routes, status)
 		select {
 		case <-ctx.Done():
 			memory.close(l.statusByKey())
 			return
+		case err := <-l.bind.Failed():
+			l.reopen(err)
 		case <-ticker.C:
 		case <-l.changed:
 		}
@@ -107,7 +117,7 @@ func (l *live) statusByKey() map[PublicKey]PeerStatus {
 // when handshakes go unanswered, because the name may mean another address by
 // now. It does not touch a peer that answers: where a peer speaks from is
 // where it is.
-func (l *live) keepEndpoints(ctx context.Context, beside *sync.WaitGroup, peers []Peer, names map[PublicKey]*endpointName, status map[PublicKey]PeerStatus) {
+func (l *live) keepEndpoints(ctx context.Context, beside *sync.WaitGroup, peers []Peer, names map[PublicKey]*endpointName, routes routes, status map[PublicKey]PeerStatus) {
 	wanted := make(map[PublicKey]bool)
 	for i := range peers {
 		peer := &peers[i]
@@ -120,7 +130,7 @@ func (l *live) keepEndpoints(ctx context.Context, beside *sync.WaitGroup, peers 
 			e = &endpointName{name: peer.Endpoint}
 			names[peer.PublicKey] = e
 		}
-		l.keepEndpoint(ctx, beside, peer, e, status[peer.PublicKey])
+		l.keepEndpoint(ctx, beside, peer, e, routes.cut(peer.PublicKey), status[peer.PublicKey])
 	}
 	for key := range names {
 		if !wanted[key] {
@@ -129,10 +139,10 @@ func (l *live) keepEndpoints(ctx context.Context, beside *sync.WaitGroup, peers 
 	}
 }
 
-func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *Peer, e *endpointName, status PeerStatus) {
+func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *Peer, e *endpointName, cut bool, status PeerStatus) {
 	now := time.Now()
 	if e.lookup == nil {
-		if e.due(now, peer, status, l.bind.UnansweredSince(status.Endpoint)) {
+		if e.due(now, peer, cut, status, l.bind.UnansweredSince(status.Endpoint)) {
 			e.lookup = make(chan lookup, 1)
 			beside.Go(func() {
 				candidates, err := endpointCandidates(ctx, e.name)
@@ -177,19 +187,23 @@ func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *P
 	if known != nil && !first {
 		_ = known.SendHandshakeInitiation(false) // and not when the last one is 5 s old
 	}
+	l.wake() // for followRoutes
 	l.log().Info("peer's endpoint resolved",
 		zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Stringer("address", endpoint))
 }
 
-// due says whether the name is to be looked up. unanswered is since when its
-// present address has not answered a handshake, zero if it has; a handshake that
-// the peer began is as good.
-func (e *endpointName) due(now time.Time, peer *Peer, status PeerStatus, unanswered time.Time) bool {
+// due says whether the name is to be looked up. cut is that this host has no
+// route to its present address, unanswered since when that has not answered a
+// handshake, zero if it has; a handshake that the peer began is as good.
+func (e *endpointName) due(now time.Time, peer *Peer, cut bool, status PeerStatus, unanswered time.Time) bool {
 	if now.Before(e.retryAt) {
 		return false
 	}
 	if e.setAt.IsZero() || !status.Endpoint.IsValid() {
 		// Not yet, or it was lost when the peer was removed and added again.
+		return true
+	}
+	if cut {
 		return true
 	}
 	if now.Sub(e.setAt) < unansweredAfter {
@@ -286,13 +300,5 @@ func ownAddresses() map[netip.Addr]bool {
 }
 
 // unroutable tells whether this machine has no route to address, as it has
-// none to an IPv6 address where there is only IPv4. Connecting a UDP socket
-// asks the routing table and sends nothing.
-func unroutable(address netip.AddrPort) bool {
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(address))
-	if err != nil {
-		return true
-	}
-	conn.Close()
-	return false
-}
+// none to an IPv6 address where there is only IPv4.
+func unroutable(address netip.AddrPort) bool { return !sourceFor(address).IsValid() }

@@ -19,22 +19,25 @@ func TestNameIsDue(t *testing.T) {
 		keepalive  time.Duration
 		status     PeerStatus
 		unanswered time.Time
+		cut        bool
 		want       bool
 	}{
-		{"at first", endpointName{}, 0, PeerStatus{}, time.Time{}, true},
-		{"while it cannot be resolved", endpointName{retryAt: now.Add(time.Second)}, 0, PeerStatus{}, time.Time{}, false},
-		{"the peer was added anew", set, 0, PeerStatus{}, time.Time{}, true},
-		{"the peer answers", set, 0, PeerStatus{Endpoint: there, LastHandshake: ago(60), Sent: 2000}, time.Time{}, false},
-		{"idle for an hour", set, 0, PeerStatus{Endpoint: there, LastHandshake: ago(3500), Sent: 1000}, time.Time{}, false},
-		{"idle, and its session has ended under keepalives", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(200), Sent: 2000}, time.Time{}, true},
-		{"a handshake is under way", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100), Sent: 2000}, ago(3), false},
-		{"a handshake goes unanswered", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100), Sent: 2000}, ago(20), true},
-		{"the peer has called since", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(5), Sent: 2000}, ago(20), false},
-		{"another address was just taken", endpointName{name: set.name, setAt: ago(5)}, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100)}, ago(20), false},
+		{"at first", endpointName{}, 0, PeerStatus{}, time.Time{}, false, true},
+		{"while it cannot be resolved", endpointName{retryAt: now.Add(time.Second)}, 0, PeerStatus{}, time.Time{}, false, false},
+		{"the peer was added anew", set, 0, PeerStatus{}, time.Time{}, false, true},
+		{"the peer answers", set, 0, PeerStatus{Endpoint: there, LastHandshake: ago(60), Sent: 2000}, time.Time{}, false, false},
+		{"idle for an hour", set, 0, PeerStatus{Endpoint: there, LastHandshake: ago(3500), Sent: 1000}, time.Time{}, false, false},
+		{"idle, and its session has ended under keepalives", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(200), Sent: 2000}, time.Time{}, false, true},
+		{"a handshake is under way", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100), Sent: 2000}, ago(3), false, false},
+		{"a handshake goes unanswered", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100), Sent: 2000}, ago(20), false, true},
+		{"the peer has called since", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(5), Sent: 2000}, ago(20), false, false},
+		{"another address was just taken", endpointName{name: set.name, setAt: ago(5)}, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100)}, ago(20), false, false},
+		{"there is no route to it any more", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(5), Sent: 2000}, time.Time{}, true, true},
+		{"nor has there been one to any", endpointName{name: set.name, setAt: ago(60), retryAt: now.Add(time.Second)}, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(5)}, time.Time{}, true, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			peer := Peer{Endpoint: set.name, PersistentKeepalive: tt.keepalive}
-			if got := tt.endpoint.due(now, &peer, tt.status, tt.unanswered); got != tt.want {
+			if got := tt.endpoint.due(now, &peer, tt.cut, tt.status, tt.unanswered); got != tt.want {
 				t.Errorf("got %v", got)
 			}
 		})

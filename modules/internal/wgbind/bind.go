@@ -24,6 +24,9 @@ type Bind struct {
 	fragments error
 
 	resender resender
+
+	// failed has why a socket is dead.
+	failed chan error
 }
 
 // prepared is a set of sockets that is open but not yet read from.
@@ -37,7 +40,7 @@ var _ conn.Bind = (*Bind)(nil)
 
 // New returns a Bind without a socket.
 func New() *Bind {
-	return &Bind{current: conn.NewDefaultBind()}
+	return &Bind{current: conn.NewDefaultBind(), failed: make(chan error, 1)}
 }
 
 // Prepare opens port, or any free port if it is 0, beside the sockets in use,
@@ -81,14 +84,19 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	defer b.mu.Unlock()
 	if p := b.prepared; p != nil && p.port == port {
 		b.current, b.prepared = p.bind, nil
-		return b.resender.watch(p.receives), p.port, nil
+		return b.watch(p.receives), p.port, nil
 	}
 	receives, actual, err := b.current.Open(port)
 	if err != nil {
 		return nil, 0, listenError(port, err)
 	}
 	b.fragments = forbidFragments(b.current)
-	return b.resender.watch(receives), actual, nil
+	return b.watch(receives), actual, nil
+}
+
+// watch wraps the functions that receive from sockets which have been opened.
+func (b *Bind) watch(receives []conn.ReceiveFunc) []conn.ReceiveFunc {
+	return b.lasting(b.resender.watch(receives))
 }
 
 // Close implements conn.Bind. Prepared sockets stay open: wireguard-go closes
@@ -112,11 +120,16 @@ func (b *Bind) MayFragment() error {
 }
 
 // Send implements conn.Bind. A packet that is larger than the interface's MTU
-// is lost, as it would be farther along the path, and that is no error.
+// is lost, as it would be farther along the path, and that is no error. Where the
+// address is gone at which the peer has called, it is sent from another.
 func (b *Bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
 	bind := b.bind()
 	b.resender.sent(bind, bufs, endpoint)
 	err := bind.Send(bufs, endpoint)
+	if err != nil && sourceLost(err, endpoint.SrcIP()) {
+		endpoint = anySource(bind, endpoint)
+		err = bind.Send(bufs, endpoint)
+	}
 	// For a batch whose segments are too large, Linux says EINVAL before 6.14.
 	if err == nil || !errors.Is(err, syscall.EMSGSIZE) && !errors.Is(err, syscall.EINVAL) {
 		return err

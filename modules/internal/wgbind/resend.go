@@ -65,7 +65,8 @@ func (r *resender) sent(bind conn.Bind, bufs [][]byte, endpoint conn.Endpoint) {
 	index := binary.LittleEndian.Uint32(bufs[0][4:])
 	i := &initiation{
 		datagram: slices.Clone(bufs[0]),
-		endpoint: endpoint,
+		// The address from which the first one leaves may lead nowhere by now.
+		endpoint: anySource(bind, endpoint),
 		bind:     bind,
 		wait:     resendFirst,
 		since:    time.Now(),
