@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
 	"github.com/homeward-relay/homeward/modules/internal/relay"
@@ -37,6 +38,7 @@ type App struct {
 	// Caddyfile's default is `wg0`.
 	Tunnels map[string]*Tunnel `json:"tunnels,omitempty"`
 
+	ctx     caddy.Context
 	logger  *zap.Logger
 	tunnels map[string]*claimed
 	peers   map[string]*claimed // by peer name; peer names are unique
@@ -67,7 +69,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision checks the configuration, reads its secrets and claims its
 // tunnels. It opens no socket.
 func (a *App) Provision(ctx caddy.Context) error {
-	a.logger = ctx.Logger()
+	a.ctx, a.logger = ctx, ctx.Logger()
 	repl := caddy.NewReplacer()
 	a.tunnels = make(map[string]*claimed)
 	a.peers = make(map[string]*claimed)
@@ -121,16 +123,25 @@ func (a *App) Start() error {
 	return nil
 }
 
-// exitTimeout bounds how long Stop waits for relayed connections to end.
+// exitTimeout bounds how long Stop waits for relayed connections that it has
+// reset.
 const exitTimeout = 2 * time.Second
 
 // Stop takes nothing down, since connections of this configuration may still
 // need the tunnels, which are released in Cleanup. Only at the end of the
 // process it ends what layer4 relays, so that both ends hear of it while the
-// tunnels still carry that.
+// tunnels still carry that: what has not come to its own end within the grace
+// period of the http app is reset. Without a grace period, which to HTTP means
+// for ever, nothing is waited for: a session may last for days.
 func (a *App) Stop() error {
 	if !caddy.Exiting() {
 		return nil
+	}
+	if grace, relayed := a.gracePeriod(), relay.Streams.Len(); grace > 0 && relayed > 0 {
+		a.logger.Info("waiting for relayed connections to end", zap.Int("count", relayed), zap.Duration("grace_period", grace))
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
+		defer cancel()
+		_ = relay.Streams.Wait(ctx)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), exitTimeout)
 	defer cancel()
@@ -138,6 +149,19 @@ func (a *App) Stop() error {
 		a.logger.Warn("ending relayed connections", zap.Error(err))
 	}
 	return nil
+}
+
+// gracePeriod is the http app's, in the Caddyfile the global option
+// grace_period; 0 if there is none.
+func (a *App) gracePeriod() time.Duration {
+	app, err := a.ctx.AppIfConfigured("http")
+	if err != nil {
+		return 0
+	}
+	if http, ok := app.(*caddyhttp.App); ok {
+		return time.Duration(http.GracePeriod)
+	}
+	return 0
 }
 
 // Cleanup gives up the claims on the tunnels. A tunnel that no configuration
