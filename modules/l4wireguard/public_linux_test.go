@@ -71,6 +71,9 @@ func TestTunePublic(t *testing.T) {
 				if got, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || got != tt.want {
 					t.Errorf("the connection has %q (%v), want %q", got, err, tt.want)
 				}
+				if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL); err != nil || got != 60 {
+					t.Errorf("it is probed every %d s when idle (%v), want 60", got, err)
+				}
 				if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT); err != nil || got <= 0 {
 					t.Errorf("its unsent bytes are bounded at %d (%v)", got, err)
 				}

@@ -13,12 +13,6 @@ import (
 	"github.com/homeward-relay/homeward/modules/wireguard"
 )
 
-// homeKeepAlive finds out that a home has vanished from under an idle
-// connection, whose client then gets RST. It is patient, about ten minutes, so
-// that connections live through what a tunnel lives through: a router's
-// reboot, a forced reconnect.
-var homeKeepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: time.Minute, Count: 10}
-
 // handleStream relays a TCP connection. It returns no error, which the server
 // would log a second time.
 func (h *Handler) handleStream(cx *layer4.Connection) error {
@@ -83,7 +77,7 @@ func (h *Handler) dialStream(cx *layer4.Connection, address string) (relay.Conn,
 		SetKeepAliveConfig(net.KeepAliveConfig) error
 	}); ok {
 		// Without keepalive the connection works as well.
-		_ = kept.SetKeepAliveConfig(homeKeepAlive)
+		_ = kept.SetKeepAliveConfig(relay.KeepAlive)
 	}
 	if h.proxyVersion != 0 {
 		if err := writeProxyHeader(ctx, up, h.proxyVersion, cx); err != nil {

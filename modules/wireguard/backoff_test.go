@@ -116,7 +116,7 @@ func TestPassingErrors(t *testing.T) {
 		socket sharedSocket
 		use    any
 	}{
-		{tcp, tcp.use(tcp.Destruct)},
+		{tcp, tcp.use(tcp.Destruct, net.KeepAliveConfig{})},
 		{udp, udp.use(udp.Destruct)},
 	} {
 		if err := opened(t, tt.use); err != nil {
@@ -145,7 +145,7 @@ func TestClosedInPause(t *testing.T) {
 	if err := socket.Destruct(); err != nil {
 		t.Error(err)
 	}
-	if _, err := socket.use(nil).Accept(); !errors.Is(err, net.ErrClosed) {
+	if _, err := socket.use(nil, net.KeepAliveConfig{}).Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("accepting: %v", err)
 	}
 }

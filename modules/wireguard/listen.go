@@ -9,6 +9,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/homeward-relay/homeward/modules/internal/relay"
 )
 
 const (
@@ -24,8 +26,9 @@ func init() {
 
 // listen opens a listener of network `wireguard/<tunnel>:<port>` or
 // `wireguard+udp/<tunnel>:<port>`: on all addresses that this end has inside
-// the tunnel. It implements caddy.ListenerFunc.
-func listen(ctx context.Context, network, host, portRange string, portOffset uint, _ net.ListenConfig) (any, error) {
+// the tunnel. It implements caddy.ListenerFunc. Of the configuration it heeds the
+// keepalive, whose defaults are those of relayed connections.
+func listen(ctx context.Context, network, host, portRange string, portOffset uint, config net.ListenConfig) (any, error) {
 	address := caddy.JoinNetworkAddress(network, host, portRange)
 	parsed, err := caddy.ParseNetworkAddress(address)
 	if err != nil {
@@ -54,7 +57,7 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 		if err != nil {
 			return nil, err
 		}
-		return socket.(*sharedListener).use(release), nil
+		return socket.(*sharedListener).use(release, keepAlive(config)), nil
 	case networkUDP:
 		socket, release, err := acquire(key, func() (sharedSocket, error) {
 			conn, err := c.claim.ListenUDP(local)
@@ -69,6 +72,26 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 		return socket.(*sharedPacketConn).use(release), nil
 	}
 	return nil, fmt.Errorf("listening on %s: the networks inside a tunnel are %s and %s", address, networkTCP, networkUDP)
+}
+
+// keepAlive is the keepalive of accepted connections: what a server's options say
+// (keepalive_interval and its like), and where they say nothing relay.KeepAlive.
+func keepAlive(config net.ListenConfig) net.KeepAliveConfig {
+	k := config.KeepAliveConfig
+	if config.KeepAlive < 0 || !k.Enable && k.Interval < 0 {
+		return net.KeepAliveConfig{}
+	}
+	k.Enable = true
+	if k.Idle == 0 {
+		k.Idle = relay.KeepAlive.Idle
+	}
+	if k.Interval == 0 {
+		k.Interval = relay.KeepAlive.Interval
+	}
+	if k.Count == 0 {
+		k.Count = relay.KeepAlive.Count
+	}
+	return k
 }
 
 // claimOf returns the claim that the configuration which ctx belongs to has

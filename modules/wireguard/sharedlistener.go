@@ -61,17 +61,19 @@ func (s *sharedListener) Destruct() error {
 	return err
 }
 
-// use returns a listener that is one user's own. Closing it calls release.
-func (s *sharedListener) use(release func() error) net.Listener {
-	return &listenerUse{shared: s, release: release, closed: make(chan struct{})}
+// use returns a listener that is one user's own, whose connections have a
+// keepalive. Closing it calls release.
+func (s *sharedListener) use(release func() error, keepAlive net.KeepAliveConfig) net.Listener {
+	return &listenerUse{shared: s, release: release, keepAlive: keepAlive, closed: make(chan struct{})}
 }
 
 // listenerUse is a shared listener as one configuration has it.
 type listenerUse struct {
-	shared  *sharedListener
-	release func() error
-	once    sync.Once
-	closed  chan struct{}
+	shared    *sharedListener
+	release   func() error
+	keepAlive net.KeepAliveConfig
+	once      sync.Once
+	closed    chan struct{}
 }
 
 // Accept waits for the next connection. It returns net.ErrClosed once this
@@ -84,6 +86,12 @@ func (u *listenerUse) Accept() (net.Conn, error) {
 	}
 	select {
 	case conn := <-u.shared.accepted:
+		if kept, ok := conn.(interface {
+			SetKeepAliveConfig(net.KeepAliveConfig) error
+		}); ok {
+			// Without keepalive the connection works as well.
+			_ = kept.SetKeepAliveConfig(u.keepAlive)
+		}
 		return conn, nil
 	case <-u.closed:
 	case <-u.shared.stopped:

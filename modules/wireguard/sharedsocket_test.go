@@ -63,7 +63,7 @@ func TestStoppedSocketIsReplaced(t *testing.T) {
 				return newSharedListener(listener), listener.Close, nil
 			},
 			use: func(socket sharedSocket, release func() error) any {
-				return socket.(*sharedListener).use(release)
+				return socket.(*sharedListener).use(release, net.KeepAliveConfig{})
 			},
 		},
 		{
