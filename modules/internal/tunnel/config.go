@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
 // Config is the wanted state of a tunnel. It is not changed once it has been
@@ -135,8 +137,8 @@ func (c *Config) PeerFor(address netip.Addr) (peer *Peer, length int) {
 // somebody else, be it by a prefix which is longer than the live one.
 func merge(live, next *Config) *Config {
 	merged := *live
-	merged.Addresses = union(live.Addresses, slices.DeleteFunc(slices.Clone(next.Addresses), func(prefix netip.Prefix) bool {
-		return live.isPeers(prefix.Addr())
+	merged.Addresses = slices.Concat(live.Addresses, slices.DeleteFunc(slices.Clone(next.Addresses), func(prefix netip.Prefix) bool {
+		return netstack.HasAddress(live.Addresses, prefix.Addr()) || live.isPeers(prefix.Addr())
 	}))
 	merged.Peers = slices.Clone(live.Peers)
 
@@ -180,16 +182,6 @@ func (c *Config) ownerOf(prefix netip.Prefix) (owner *Peer) {
 func (c *Config) isPeers(address netip.Addr) bool {
 	peer, length := c.PeerFor(address)
 	return peer != nil && (length == address.BitLen() || slices.Contains(peer.Hosts, address))
-}
-
-func union[E comparable](a, b []E) []E {
-	both := slices.Clone(a)
-	for _, element := range b {
-		if !slices.Contains(both, element) {
-			both = append(both, element)
-		}
-	}
-	return both
 }
 
 // describe returns the peers' names for a log line.

@@ -160,6 +160,11 @@ func TestMergeTakesNothingAway(t *testing.T) {
 			Config{Addresses: prefixes("10.77.0.2/24", "fd77::2/64", "10.77.0.9/24")},
 			[][]netip.Prefix{prefixes("10.77.0.9/24"), nil, nil},
 		},
+		{
+			"another length of the prefix of this end's address",
+			Config{Addresses: prefixes("10.77.0.1/16")},
+			[][]netip.Prefix{nil, nil, nil},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			merged := merge(live, &test.next)
