@@ -140,6 +140,9 @@ func (h *Handler) attach(cx *layer4.Connection, line line) (*relay.Flow, error) 
 		Upstream: fmt.Sprintf("%s in %q with %x", strings.Join(addresses, " "), h.Tunnel, options.Header),
 	}
 	flow, _, err := relay.Flows.Attach(key, packetWriter{uncounted(cx)}, options)
+	if h.running.Err() != nil {
+		relay.Flows.Orphan(h) // Cleanup has been too early for this one
+	}
 	return flow, err
 }
 

@@ -52,7 +52,7 @@ type Stack interface {
 	// SetAddresses replaces the stack's own addresses with the given ones,
 	// each with the length of its on-link prefix. An address that stays keeps
 	// its connections and listeners. Connections from an address that goes
-	// fail by their own timeouts.
+	// fail by their own timeouts, unless Reset has ended them before.
 	SetAddresses(addresses []netip.Prefix) error
 
 	// SetMTU changes the size of the largest inner packet, in bytes, while
@@ -92,9 +92,8 @@ type Stack interface {
 	Ping(ctx context.Context, remote netip.Addr, size int) error
 
 	// Reset resets the TCP connections, and closes the connected UDP sockets,
-	// whose other end is at an address for which is says so. It returns how many
-	// there were.
-	Reset(is func(netip.Addr) bool) int
+	// of whose two addresses is says so. It returns how many there were.
+	Reset(is func(local, remote netip.Addr) bool) int
 
 	// Close resets every connection, closes every listener and the device,
 	// and waits until nothing of the stack runs any more.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -61,6 +62,12 @@ type FlowOptions struct {
 	Owner any
 }
 
+// use is a flow as one owner has it.
+type use struct {
+	client  io.Writer
+	options FlowOptions
+}
+
 func (o *FlowOptions) wants(dialed any) bool { return o.Keep == nil || o.Keep(dialed) }
 
 // FlowResult is what there is to say about a flow that has ended.
@@ -106,6 +113,8 @@ type Flow struct {
 
 	mu          sync.Mutex // taken after the table's, never before
 	options     FlowOptions
+	orphaned    bool      // its owner is gone
+	former      []use     // of the owners before that are not, who may get it back
 	queue       []*[]byte // from queued, to go to the upstream in this order
 	queuedBytes int
 	timer       *time.Timer
@@ -217,11 +226,51 @@ func (f *Flow) adopt(client io.Writer, options FlowOptions) (alive, adopted bool
 	if f.connected && !options.wants(f.dialed) {
 		return true, false
 	}
-	f.options = options
-	f.client.Store(&client)
+	if owner := f.options.Owner; owner != options.Owner && !f.orphaned {
+		f.disown(options.Owner)
+		f.former = append(f.former, use{*f.client.Load(), f.options})
+	}
+	f.give(use{client, options})
 	f.touch()
-	f.timer.Reset(options.IdleTimeout)
 	return true, true
+}
+
+// give makes the flow one owner's. f.mu is held.
+func (f *Flow) give(to use) {
+	f.options, f.orphaned = to.options, false
+	f.client.Store(&to.client)
+	f.timer.Reset(to.options.IdleTimeout)
+}
+
+// disown makes sure that an owner does not get the flow back. f.mu is held.
+func (f *Flow) disown(owner any) {
+	f.former = slices.DeleteFunc(f.former, func(u use) bool { return u.options.Owner == owner })
+}
+
+// orphan takes the flow from an owner, and gives it back to the one before. If
+// there is none, it says that the flow is an orphan now, and after what time to
+// end it unless it has been adopted.
+func (f *Flow) orphan(owner any) (wait time.Duration, orphaned bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.disown(owner)
+	switch last := len(f.former) - 1; {
+	case f.reason != "", f.options.Owner != owner:
+		return 0, false
+	case last >= 0:
+		f.give(f.former[last])
+		f.former = f.former[:last]
+		return 0, false
+	}
+	f.orphaned = true
+	return f.options.IdleTimeout, true
+}
+
+// isOrphan tells whether an owner was the last that the flow had.
+func (f *Flow) isOrphan(owner any) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.orphaned && f.options.Owner == owner
 }
 
 func (f *Flow) touch() { f.touched.Store(int64(time.Since(f.started))) }

@@ -426,6 +426,54 @@ func TestFlowOrphan(t *testing.T) {
 	}
 }
 
+// A flow whose heir goes first is its former owner's again: with its client, its
+// options and its end.
+func TestFlowGoesBack(t *testing.T) {
+	table, options, home, ended := flowTest(t)
+	client, guest := make(datagrams, 9), make(datagrams, 9)
+	flow, _ := attach(t, table, "a", client, options)
+	flow.Send([]byte("one"))
+	port := home.want("one")
+
+	heir := options
+	heir.Owner, heir.IdleTimeout = "heir", time.Hour
+	heir.Ended = func(FlowResult) { t.Error("the heir was told of the end") }
+	for range 2 { // of its datagrams
+		if again, adopted := attach(t, table, "a", guest, heir); !adopted || again != flow {
+			t.Fatal("another flow")
+		}
+	}
+	home.send(port, "for the guest")
+	guest.want(t, "for the guest")
+	table.Orphan("heir")
+	home.send(port, "for the client")
+	client.want(t, "for the client")
+	table.Orphan("heir") // nothing is left to give
+
+	// Who is gone gets nothing back, whether he went before the heir came or
+	// while the heir had it.
+	table.Orphan("test")
+	attach(t, table, "a", guest, heir)
+	last := options
+	last.Owner, last.IdleTimeout = "last", 200*time.Millisecond
+	attach(t, table, "a", client, last)
+	table.Orphan("heir")
+	table.Orphan("last")
+	for stop := time.After(5 * time.Second); ; {
+		home.send(port, "still here")
+		select {
+		case got := <-ended:
+			if got.Reason != ListenerClosed {
+				t.Errorf("ended: %+v", got)
+			}
+			return
+		case <-client: // what an orphan gets
+		case <-stop:
+			t.Fatal("it does not end")
+		}
+	}
+}
+
 func TestFlowHeader(t *testing.T) {
 	table, options, home, ended := flowTest(t)
 	options.Header = []byte("HEADER ")

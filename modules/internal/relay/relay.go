@@ -41,8 +41,9 @@ const (
 	UpstreamFailed Reason = "upstream failed"
 
 	// Revoked: the tunnel that one side was reached by has closed it, since the
-	// peer or the tunnel itself has been taken out of the configuration. (Or
-	// since its stack had to be made anew, which is an error in the log.)
+	// peer, the tunnel itself or an address of either end has been taken out of
+	// the configuration. (Or since its stack had to be made anew, which is an
+	// error in the log.)
 	Revoked Reason = "revoked"
 
 	// IdleTimeout: nothing moved either way for the idle timeout.

@@ -171,24 +171,21 @@ func (t *FlowTable) Len() int {
 // Refused returns how many times Attach has found the table full.
 func (t *FlowTable) Refused() uint64 { return t.refused.Load() }
 
-// Orphan says that owner will bring no more datagrams. Each of its flows ends
-// once its idle timeout has passed without an adoption, however much its
-// upstream still sends: a listener that has been taken away must not be kept
-// alive by one talkative upstream.
+// Orphan says that owner will bring no more datagrams. Those of its flows that it
+// has adopted from somebody who is still there go back: a configuration that
+// fails to load when its servers have been started has had no time to be anything
+// but a guest. Each of the others ends once its idle timeout has passed without
+// an adoption, however much its upstream still sends: a listener that has been
+// taken away must not be kept alive by one talkative upstream.
 func (t *FlowTable) Orphan(owner any) {
 	for _, flow := range t.snapshot() {
-		flow.mu.Lock()
-		if flow.reason == "" && flow.options.Owner == owner {
-			time.AfterFunc(flow.options.IdleTimeout, func() {
-				flow.mu.Lock()
-				orphaned := flow.options.Owner == owner
-				flow.mu.Unlock()
-				if orphaned {
+		if wait, orphaned := flow.orphan(owner); orphaned {
+			time.AfterFunc(wait, func() {
+				if flow.isOrphan(owner) {
 					flow.end(ListenerClosed, nil)
 				}
 			})
 		}
-		flow.mu.Unlock()
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
 // Config is the wanted state of a tunnel. It is not changed once it has been
@@ -131,42 +133,55 @@ func (c *Config) PeerFor(address netip.Addr) (peer *Peer, length int) {
 // merge returns the state that serves both configurations: what is live stays
 // as it is, what next adds is there too. A value that both have but in which
 // they differ stays live's, because taking it away could not be undone without
-// a loss.
+// a loss. So does an address that belongs to a live peer and that next gives to
+// somebody else, be it by a prefix which is longer than the live one.
 func merge(live, next *Config) *Config {
 	merged := *live
-	merged.Addresses = union(live.Addresses, next.Addresses)
+	merged.Addresses = slices.Concat(live.Addresses, slices.DeleteFunc(slices.Clone(next.Addresses), func(prefix netip.Prefix) bool {
+		return netstack.HasAddress(live.Addresses, prefix.Addr()) || live.isPeers(prefix.Addr())
+	}))
 	merged.Peers = slices.Clone(live.Peers)
 
-	owned := make(map[netip.Prefix]bool)
 	index := make(map[PublicKey]int)
 	for i, peer := range live.Peers {
 		index[peer.PublicKey] = i
-		for _, prefix := range peer.AllowedIPs {
-			owned[prefix.Masked()] = true
-		}
 	}
 	for _, peer := range next.Peers {
-		free := slices.DeleteFunc(slices.Clone(peer.AllowedIPs), func(prefix netip.Prefix) bool {
-			return owned[prefix.Masked()]
-		})
-		if i, ok := index[peer.PublicKey]; ok {
-			merged.Peers[i].AllowedIPs = append(slices.Clone(merged.Peers[i].AllowedIPs), free...)
-			continue
+		i, known := index[peer.PublicKey]
+		if !known {
+			i = len(merged.Peers)
+			added := peer
+			added.AllowedIPs = nil
+			merged.Peers = append(merged.Peers, added)
 		}
-		peer.AllowedIPs = free
-		merged.Peers = append(merged.Peers, peer)
+		has := merged.Peers[i].AllowedIPs
+		free := slices.DeleteFunc(without(peer.AllowedIPs, has), func(prefix netip.Prefix) bool {
+			owner := live.ownerOf(prefix)
+			return owner != nil && owner.PublicKey != peer.PublicKey
+		})
+		merged.Peers[i].AllowedIPs = slices.Concat(has, free)
 	}
 	return &merged
 }
 
-func union[E comparable](a, b []E) []E {
-	both := slices.Clone(a)
-	for _, element := range b {
-		if !slices.Contains(both, element) {
-			both = append(both, element)
+// ownerOf returns the peer that has the whole of a prefix, or nil. A part of it
+// may be another peer's.
+func (c *Config) ownerOf(prefix netip.Prefix) (owner *Peer) {
+	longest := -1
+	for i := range c.Peers {
+		for _, allowed := range c.Peers[i].AllowedIPs {
+			if bits := allowed.Bits(); bits > longest && bits <= prefix.Bits() && allowed.Contains(prefix.Addr()) {
+				owner, longest = &c.Peers[i], bits
+			}
 		}
 	}
-	return both
+	return owner
+}
+
+// isPeers tells whether an address is known to be a peer's own.
+func (c *Config) isPeers(address netip.Addr) bool {
+	peer, length := c.PeerFor(address)
+	return peer != nil && (length == address.BitLen() || slices.Contains(peer.Hosts, address))
 }
 
 // describe returns the peers' names for a log line.

@@ -119,6 +119,77 @@ func TestMergeOnlyAdds(t *testing.T) {
 	}
 }
 
+// What is in a live peer's wider prefix is that peer's until next is in force,
+// and so is an address that would be this end's own.
+func TestMergeTakesNothingAway(t *testing.T) {
+	live := &Config{
+		Addresses: prefixes("10.77.0.1/24"),
+		Peers: []Peer{
+			peer(1, "home", "10.77.0.0/24", "fd77::2/128"),
+			peer(2, "office", "10.78.0.0/16", "10.78.1.0/24"),
+		},
+	}
+	live.Peers[0].Hosts = []netip.Addr{netip.MustParseAddr("10.77.0.2")}
+	for _, test := range []struct {
+		name string
+		next Config
+		want [][]netip.Prefix // this end's addresses, and the allowed IPs of each peer
+	}{
+		{
+			"a longer prefix for a new peer",
+			Config{Peers: []Peer{peer(3, "new", "10.77.0.2/32", "10.79.0.0/16")}},
+			[][]netip.Prefix{nil, nil, nil, prefixes("10.79.0.0/16")},
+		},
+		{
+			"a longer prefix for another live peer",
+			Config{Peers: []Peer{peer(2, "office", "10.77.0.128/25", "10.78.0.0/16")}},
+			[][]netip.Prefix{nil, nil, nil},
+		},
+		{
+			"a longer prefix for its own peer",
+			Config{Peers: []Peer{peer(1, "home", "10.77.0.2/32")}},
+			[][]netip.Prefix{nil, prefixes("10.77.0.2/32"), nil},
+		},
+		{
+			"a shorter prefix takes nothing",
+			Config{Peers: []Peer{peer(3, "new", "10.0.0.0/8", "::/0")}},
+			[][]netip.Prefix{nil, nil, nil, prefixes("10.0.0.0/8", "::/0")},
+		},
+		{
+			"a peer's address for this end",
+			Config{Addresses: prefixes("10.77.0.2/24", "fd77::2/64", "10.77.0.9/24")},
+			[][]netip.Prefix{prefixes("10.77.0.9/24"), nil, nil},
+		},
+		{
+			"another length of the prefix of this end's address",
+			Config{Addresses: prefixes("10.77.0.1/16")},
+			[][]netip.Prefix{nil, nil, nil},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			merged := merge(live, &test.next)
+			got := [][]netip.Prefix{without(merged.Addresses, live.Addresses)}
+			for i, peer := range merged.Peers {
+				var had []netip.Prefix
+				if i < len(live.Peers) {
+					had = live.Peers[i].AllowedIPs
+				}
+				got = append(got, without(peer.AllowedIPs, had))
+			}
+			if !slices.EqualFunc(got, test.want, slices.Equal) {
+				t.Errorf("added were %v, want %v", got, test.want)
+			}
+			for _, had := range live.Peers {
+				if !slices.ContainsFunc(merged.Peers, func(p Peer) bool {
+					return p.PublicKey == had.PublicKey && len(without(had.AllowedIPs, p.AllowedIPs)) == 0
+				}) {
+					t.Errorf("%s has lost something: %+v", had.Name, merged.Peers)
+				}
+			}
+		})
+	}
+}
+
 func TestChangesSendsDifferencesOnly(t *testing.T) {
 	base := Config{PrivateKey: NewPrivateKey(), Peers: []Peer{
 		{Name: "a", PublicKey: key(1), AllowedIPs: prefixes("10.0.0.2/32"), PersistentKeepalive: 25 * time.Second},

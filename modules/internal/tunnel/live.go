@@ -150,6 +150,12 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 	if err := l.changeStack(wanted, logger); err != nil {
 		errs = append(errs, err)
 	}
+	if count := l.stack.Reset(func(local, remote netip.Addr) bool {
+		return lost(l.config, wanted, local) || revoked(l.config, wanted, remote)
+	}); count > 0 {
+		logger.Info("closed the connections of peers, or of addresses of theirs or this end's, that the configuration has no more", zap.Int("count", count))
+		l.out.empty(flushTimeout) // the resets, while there is somebody to take them
+	}
 	if !slices.Equal(l.config.Addresses, wanted.Addresses) {
 		if err := l.stack.SetAddresses(wanted.Addresses); err != nil {
 			errs = append(errs, fmt.Errorf("changing the tunnel's addresses: %w", err))
@@ -157,10 +163,6 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 	}
 	if err := l.paths.configure(wanted.MTU); err != nil {
 		errs = append(errs, fmt.Errorf("changing the tunnel's MTU: %w", err))
-	}
-	if count := l.stack.Reset(func(address netip.Addr) bool { return revoked(l.config, wanted, address) }); count > 0 {
-		logger.Info("closed the connections of peers, or of addresses of theirs, that the configuration has no more", zap.Int("count", count))
-		l.out.empty(flushTimeout) // the resets, while there is somebody to take them
 	}
 	if lines := changes(l.config, wanted); lines != "" {
 		if err := l.device.IpcSet(lines); err != nil {
@@ -191,9 +193,15 @@ func revoked(live, next *Config, address netip.Addr) bool {
 	return has == nil || has.PublicKey != had.PublicKey
 }
 
+// lost tells whether an address is this end's own no more in another
+// configuration. A connection from it would only end by its timeouts.
+func lost(live, next *Config, address netip.Addr) bool {
+	return netstack.HasAddress(live.Addresses, address) && !netstack.HasAddress(next.Addresses, address)
+}
+
 // Revoked tells whether an error of a connection through a tunnel, which nobody
-// has closed, is that its peer or its tunnel has been taken out of the
-// configuration.
+// has closed, is that its peer, its tunnel or an address of either end has been
+// taken out of the configuration.
 func Revoked(err error) bool {
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNABORTED)
 }

@@ -451,3 +451,80 @@ func TestRemovedPeerIsRevoked(t *testing.T) {
 		})
 	}
 }
+
+// A connection from an address that this end has no more is told so, and does
+// not wait for answers that cannot come. All others go on.
+func TestRemovedAddressIsRevoked(t *testing.T) {
+	for _, stack := range []StackChoice{StackKernel, StackGvisor} {
+		t.Run(string(stack), func(t *testing.T) {
+			relayConfig, homeConfig := ends(t)
+			relayConfig.Stack, homeConfig.Stack = stack, stack
+			relayConfig.Addresses = append(relayConfig.Addresses, prefixes("10.99.0.1/24")...)
+			homeConfig.Peers[0].AllowedIPs = append(homeConfig.Peers[0].AllowedIPs, prefixes("10.99.0.1/32")...)
+			relay := New("relay")
+			r := claim(t, relay, relayConfig)
+			h := claim(t, New("home"), homeConfig)
+			listener, err := h.ListenTCP(netip.AddrPortFrom(homeAddress, 7))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			connect := func(local string) (near, far net.Conn) {
+				t.Helper()
+				near, err := r.DialTCP(t.Context(), netip.AddrPortFrom(netip.MustParseAddr(local), 0), netip.AddrPortFrom(homeAddress, 7))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { near.Close() })
+				if far, err = listener.Accept(); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { far.Close() })
+				for _, conn := range []net.Conn{near, far} {
+					conn.SetDeadline(time.Now().Add(30 * time.Second))
+				}
+				return near, far
+			}
+			keptNear, keptFar := connect("10.77.0.1")
+			lostNear, lostFar := connect("10.99.0.1")
+			flow, err := r.DialUDP(t.Context(), netip.MustParseAddrPort("10.99.0.1:0"), netip.AddrPortFrom(homeAddress, 9))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer flow.Close()
+
+			next := *relayConfig
+			// Another prefix length is no other address.
+			next.Addresses = prefixes("10.77.0.1/16", "fd77::1/64")
+			younger := relay.Claim(&next, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
+			t.Cleanup(func() { younger.Release() })
+			if err := younger.Prepare(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := lostNear.Write([]byte("still")); err != nil {
+				t.Fatalf("while both are in force: %v", err)
+			}
+			if _, err := io.ReadFull(lostFar, make([]byte, 5)); err != nil {
+				t.Fatalf("while both are in force: %v", err)
+			}
+			if err := r.Release(); err != nil {
+				t.Fatal(err)
+			}
+			flow.SetReadDeadline(time.Now().Add(30 * time.Second))
+			for name, conn := range map[string]net.Conn{"the connection": lostNear, "the datagrams": flow} {
+				if _, err := conn.Read(make([]byte, 1)); !Revoked(err) {
+					t.Errorf("reading %s: %v, want that it was revoked", name, err)
+				}
+			}
+			if _, err := lostFar.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("home reads %v, want a reset", err)
+			}
+			if _, err := keptNear.Write([]byte("after")); err != nil {
+				t.Error(err)
+			}
+			if _, err := io.ReadFull(keptFar, make([]byte, 5)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -7,8 +7,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// Reset resets the connections to some addresses, as netstack.Stack says.
-func (s *Stack) Reset(is func(netip.Addr) bool) (count int) {
+// Reset resets the connections between some addresses, as netstack.Stack says.
+func (s *Stack) Reset(is func(local, remote netip.Addr) bool) (count int) {
 	for _, endpoint := range s.stack.RegisteredEndpoints() {
 		known, ok := endpoint.(interface{ Info() tcpip.EndpointInfo })
 		if !ok {
@@ -19,8 +19,12 @@ func (s *Stack) Reset(is func(netip.Addr) bool) (count int) {
 			continue
 		}
 		remote, ok := netip.AddrFromSlice(info.ID.RemoteAddress.AsSlice())
-		if !ok || !is(remote.Unmap()) {
+		if !ok {
 			continue // a listener has no other end
+		}
+		local, _ := netip.AddrFromSlice(info.ID.LocalAddress.AsSlice())
+		if !is(local.Unmap(), remote.Unmap()) {
+			continue
 		}
 		endpoint.Abort()
 		count++

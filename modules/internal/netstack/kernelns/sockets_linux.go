@@ -162,9 +162,10 @@ func (o *openSockets) resetAll() {
 	}
 }
 
-// reset resets the connections, and closes the UDP sockets, whose other end is.
-func (o *openSockets) reset(is func(netip.Addr) bool) int {
-	remote := func(address net.Addr) netip.Addr {
+// reset resets the connections, and closes the connected UDP sockets, of whose
+// addresses is says so.
+func (o *openSockets) reset(is func(local, remote netip.Addr) bool) int {
+	ip := func(address net.Addr) netip.Addr {
 		switch address := address.(type) {
 		case *net.TCPAddr:
 			return address.AddrPort().Addr().Unmap()
@@ -177,12 +178,12 @@ func (o *openSockets) reset(is func(netip.Addr) bool) int {
 	var datagrams []*udpConn
 	o.mu.Lock()
 	for c := range o.conns {
-		if is(remote(c.RemoteAddr())) {
+		if is(ip(c.LocalAddr()), ip(c.RemoteAddr())) {
 			conns = append(conns, c)
 		}
 	}
 	for c := range o.datagrams {
-		if c.connected && is(remote(c.RemoteAddr())) {
+		if c.connected && is(ip(c.LocalAddr()), ip(c.RemoteAddr())) {
 			datagrams = append(datagrams, c)
 		}
 	}

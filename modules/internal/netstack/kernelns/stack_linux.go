@@ -234,7 +234,7 @@ func (s *Stack) CongestionControl() string {
 }
 
 // Reset resets the connections to some addresses, as netstack.Stack says.
-func (s *Stack) Reset(is func(netip.Addr) bool) int { return s.open.reset(is) }
+func (s *Stack) Reset(is func(local, remote netip.Addr) bool) int { return s.open.reset(is) }
 
 // Close resets every connection, lets the resets leave if the device is read,
 // closes every listener and the device, ends the holders, and waits until
