@@ -94,6 +94,7 @@ type Handler struct {
 	Origins wireguard.Origins `json:"origins,omitempty"`
 
 	app          dialer
+	servers      *layer4.App // nil in a listener wrapper
 	upstreams    []upstream
 	listeners    []caddy.NetworkAddress
 	proxyVersion byte
@@ -136,6 +137,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.app = app
+	h.servers = serversOf(ctx)
 	h.logger = ctx.Logger(h)
 	h.connections = h.logger.Named("connection")
 	h.dialing, h.stopDialing = context.WithCancel(context.Background())
@@ -207,11 +209,14 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 	return h.handleStream(cx)
 }
 
-// Cleanup is called after a reload, which live connections survive, and at the
-// end of the process, which they do not.
+// Cleanup is called after a reload, which live connections survive, at the end of
+// the process, which they do not, and when a configuration has been refused.
 func (h *Handler) Cleanup() error {
 	if h.stop == nil {
 		return nil
+	}
+	if h.servers != nil {
+		closeUnstopped(h.servers)
 	}
 	h.stop()
 	relay.Flows.Orphan(h)

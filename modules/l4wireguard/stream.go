@@ -18,6 +18,8 @@ import (
 func (h *Handler) handleStream(cx *layer4.Connection) error {
 	h.tunePublic(cx)
 	down := &client{Connection: cx}
+	// As the Stream will, for as long as there is none yet.
+	_ = down.SetLinger(0)
 	line := h.line("tcp", cx)
 
 	addresses, err := h.addresses(cx, "tcp")

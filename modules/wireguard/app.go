@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/netip"
 	"slices"
@@ -53,6 +54,10 @@ type claimed struct {
 	claim     *tunnel.Claim
 	hosts     map[string][]netip.Addr // by peer name
 	resolvers []netip.AddrPort
+
+	// unstopped are closed with the configuration, whether or not it was stopped;
+	// see listen.
+	unstopped []io.Closer
 }
 
 // pool holds the tunnels of this process by name, across configurations.
@@ -172,6 +177,11 @@ func (a *App) Cleanup() error {
 	}
 	var errs []error
 	for name, c := range a.tunnels {
+		for _, use := range c.unstopped {
+			if err := use.Close(); err != nil {
+				errs = append(errs, fmt.Errorf("closing a listener in tunnel %s: %w", name, err))
+			}
+		}
 		if err := c.claim.Release(); err != nil {
 			errs = append(errs, fmt.Errorf("releasing tunnel %s: %w", name, err))
 		}

@@ -21,6 +21,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/standard"
 	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
 	_ "github.com/mholt/caddy-l4/layer4"
+	_ "github.com/mholt/caddy-l4/modules/l4close"
 	_ "github.com/mholt/caddy-l4/modules/l4echo"
 	"github.com/miekg/dns"
 	"go.uber.org/zap"
@@ -327,6 +328,52 @@ func TestRejectedReloadChangesNothing(t *testing.T) {
 				t.Errorf("a new connection: %q, %v", body, err)
 			}
 		})
+	}
+}
+
+// A configuration that is refused because layer4 cannot have one of its addresses
+// gets no client of the others, which are also those of the one that goes on.
+func TestRefusedReloadServesNobodyOnTheTunnel(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	const server = `"%s": {"listen": ["%s"], "routes": [{"handle": [{"handler": "%s"}]}]}`
+	servers := func(handler, more string) string {
+		return `"layer4": {"servers": {` + fmt.Sprintf(server, "tcp", "wireguard/wg0:7", handler) + "," +
+			fmt.Sprintf(server, "udp", "wireguard+udp/wg0:7", handler) + more + `}}`
+	}
+	o := newOther(t)
+	load(t, o.config(servers("echo", "")))
+	// Servers start in any order.
+	for range 10 {
+		err := caddy.Load(o.config(servers("close", ","+fmt.Sprintf(server, "taken", taken.Addr(), "echo"))), true)
+		if err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Fatalf("got %v, want an error about an address in use", err)
+		}
+	}
+	udp, err := o.claim.DialUDP(t.Context(), netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.1:7"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	for range 20 {
+		tcp, err := o.dial(t, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tcp.Close()
+		for network, conn := range map[string]net.Conn{"tcp": tcp, "udp": udp} {
+			conn.SetDeadline(time.Now().Add(patience))
+			if _, err := conn.Write([]byte("ping")); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 100)
+			if n, err := conn.Read(buf); err != nil || string(buf[:n]) != "ping" {
+				t.Fatalf("over %s: %q, %v", network, buf[:n], err)
+			}
+		}
 	}
 }
 

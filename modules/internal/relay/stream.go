@@ -49,6 +49,7 @@ func NewStream(client, upstream Conn, idle time.Duration) *Stream {
 // Run relays until both directions have ended and both sides are closed.
 // Nothing of the Stream runs any more when it returns.
 func (s *Stream) Run() Result {
+	s.linger(0)
 	if s.idle > 0 {
 		// The lock is for the timer's first run, which may come before
 		// AfterFunc has returned.
@@ -77,6 +78,8 @@ func (s *Stream) Run() Result {
 	if failed {
 		// Whoever has failed the Stream may not have come to it yet.
 		s.reset()
+	} else {
+		s.linger(-1)
 	}
 	// Both have had their FIN or their RST by now.
 	_ = s.client.Close()
@@ -220,6 +223,7 @@ func (s *Stream) finish(dst Conn, from, to side) {
 		s.mu.Lock()
 		s.whole = true
 		s.mu.Unlock()
+		_ = dst.SetLinger(-1)
 		err = dst.Close()
 	}
 	if err != nil {
@@ -264,6 +268,17 @@ func (s *Stream) reset() {
 			_ = c.Close()
 		}
 	})
+}
+
+// linger says how both sides end when they are closed: with 0 by RST, with -1 in
+// order. While the Stream runs it is 0, since a process that is killed does not get
+// to say anything, and its system would end what it leaves behind with FIN: to the
+// client, a transfer that was cut would look complete.
+func (s *Stream) linger(seconds int) {
+	for _, c := range []Conn{s.client, s.upstream} {
+		// Where this is impossible, there is nobody left to tell.
+		_ = c.SetLinger(seconds)
+	}
 }
 
 func (s *Stream) touch() {
