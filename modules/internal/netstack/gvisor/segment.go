@@ -82,6 +82,7 @@ func (s *segmenter) start(pkt *stack.PacketBuffer, mtu int) {
 	tcp := header.TCP(s.header[s.ipLen:s.hdrLen])
 	s.seq = tcp.SequenceNumber()
 	s.flags = tcp.Flags()
+	tcp.SetWindowSize(keepable(tcp.WindowSize()))
 	s.isV4 = s.header[0]>>4 == header.IPv4Version
 	var addresses []byte
 	if s.isV4 {
@@ -94,6 +95,18 @@ func (s *segmenter) start(pkt *stack.PacketBuffer, mtu int) {
 	}
 	s.pseudo = checksum.Combine(checksum.Checksum(addresses, 0), uint16(header.TCPProtocolNumber))
 }
+
+// keepable is the window to advertise in place of the stack's own: one unit
+// less.
+//
+// The stack remembers the right edge of its window to the byte, and at every
+// segment rounds what is left of it down to a whole unit, which is 256 bytes
+// here. So it goes back behind what it has advertised before, and takes nothing
+// from there: once the window is closed, not even the acknowledgements of a peer
+// that has filled it (RFC 9293, section 3.10.7.4, makes an exception for them).
+// Whoever reads only after writing would wait for ever then. The edge that is one
+// unit lower is never gone behind.
+func keepable(window uint16) uint16 { return max(window, 1) - 1 }
 
 // next writes the next packet to b and returns its length, or 0 if b is too
 // short for it. After the last one the segmenter is no longer active.

@@ -141,7 +141,7 @@ func (s superpacket) check(t *testing.T, packets [][]byte, mtu int) {
 				t.Errorf("segment %d of %d has %d bytes", i, len(packets), len(data))
 			}
 		}
-		if tcp.Flags() != want || tcp.AckNumber() != s.ack || tcp.WindowSize() != 1000 || !bytes.Equal(tcp.Options(), s.options) {
+		if tcp.Flags() != want || tcp.AckNumber() != s.ack || tcp.WindowSize() != 999 || !bytes.Equal(tcp.Options(), s.options) {
 			t.Fatalf("segment %d has flags %v, want %v; ack %d, options %x", i, tcp.Flags(), want, tcp.AckNumber(), tcp.Options())
 		}
 		payload = append(payload, data...)
@@ -193,6 +193,15 @@ func TestSegmenter(t *testing.T) {
 					t.Errorf("made %d segments, want %d", got, test.want)
 				}
 			})
+		}
+	}
+}
+
+// TestKeepable looks at the ends of what a window may be.
+func TestKeepable(t *testing.T) {
+	for in, want := range map[uint16]uint16{0: 0, 1: 0, 2: 1, 1<<16 - 1: 1<<16 - 2} {
+		if got := keepable(in); got != want {
+			t.Errorf("of %d, %d is advertised, want %d", in, got, want)
 		}
 	}
 }

@@ -14,4 +14,6 @@ func newStack(config stacktest.Config) (netstack.Stack, error) {
 
 func TestConformance(t *testing.T) { stacktest.Run(t, newStack) }
 
+func TestClosedWindow(t *testing.T) { stacktest.ClosedWindow(t, newStack) }
+
 func BenchmarkDial(b *testing.B) { stacktest.BenchmarkDial(b, newStack) }
