@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
 
 	"github.com/homeward-relay/homeward/modules/internal/relay"
@@ -40,6 +41,9 @@ type App struct {
 	logger  *zap.Logger
 	tunnels map[string]*claimed
 	peers   map[string]*claimed // by peer name; peer names are unique
+
+	// layer4 is the layer4 app, if it has come across this one.
+	layer4 *layer4.App
 
 	started chan struct{} // closed by Start: dials may begin
 	ended   chan struct{} // closed by Cleanup
@@ -147,6 +151,11 @@ func (a *App) Cleanup() error {
 		close(a.ended)
 	}
 	var errs []error
+	if a.layer4 != nil {
+		if err := closeLeftOpen(a.layer4); err != nil {
+			errs = append(errs, fmt.Errorf("closing what layer4 has left open: %w", err))
+		}
+	}
 	for name, c := range a.tunnels {
 		if err := c.claim.Release(); err != nil {
 			errs = append(errs, fmt.Errorf("releasing tunnel %s: %w", name, err))
