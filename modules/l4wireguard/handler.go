@@ -94,7 +94,6 @@ type Handler struct {
 	Origins wireguard.Origins `json:"origins,omitempty"`
 
 	app          dialer
-	servers      *layer4.App // nil in a listener wrapper
 	upstreams    []upstream
 	listeners    []caddy.NetworkAddress
 	proxyVersion byte
@@ -137,7 +136,6 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.app = app
-	h.servers = serversOf(ctx)
 	h.logger = ctx.Logger(h)
 	h.connections = h.logger.Named("connection")
 	h.dialing, h.stopDialing = context.WithCancel(context.Background())
@@ -214,9 +212,6 @@ func (h *Handler) Handle(cx *layer4.Connection, _ layer4.Handler) error {
 func (h *Handler) Cleanup() error {
 	if h.stop == nil {
 		return nil
-	}
-	if h.servers != nil {
-		closeUnstopped(h.servers)
 	}
 	h.stop()
 	relay.Flows.Orphan(h)

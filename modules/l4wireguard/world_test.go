@@ -43,12 +43,16 @@ type world struct {
 	dir    string
 	port   int // the relay's WireGuard port
 	home   *device.Device
+	relay  tunnel.PublicKey
 	inside netstack.Stack
 	public string // home's public key
 	lines  *logFile
 
 	// allowed are home's allowed IPs at the relay.
 	allowed string
+
+	// admin says that the relay has an admin API; see api.
+	admin bool
 
 	// homeConfig is what home is told once the relay runs: a handshake that
 	// nobody answers is only repeated after 5 s.
@@ -81,6 +85,7 @@ func newWorld(t testing.TB) *world {
 		t:      t,
 		dir:    dir,
 		port:   testnet.FreePort(t, "udp"),
+		relay:  relayPrivate.Public(),
 		public: publicKey(homePrivate),
 		lines:  &logFile{t: t, path: filepath.Join(dir, "relayed.log")},
 
@@ -98,9 +103,8 @@ func newWorld(t testing.TB) *world {
 	}
 	w.inside = inside
 	w.home = device.NewDevice(inside.Device(), conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))
-	relayPublic := relayPrivate.Public()
 	w.homeConfig = fmt.Sprintf("private_key=%x\npublic_key=%x\nallowed_ip=10.77.0.1/32\nallowed_ip=fd77::1/128\nendpoint=127.0.0.1:%d\npersistent_keepalive_interval=1\n",
-		homePrivate[:], relayPublic[:], w.port)
+		homePrivate[:], w.relay[:], w.port)
 	t.Cleanup(w.home.Close)
 	t.Cleanup(func() {
 		if err := caddy.Stop(); err != nil {
@@ -142,8 +146,12 @@ func (w *world) tryLoad(servers string, ports ...int) error {
 	for i, port := range ports {
 		servers = strings.ReplaceAll(servers, fmt.Sprintf("$%d", i+1), fmt.Sprint(port))
 	}
+	admin := "off"
+	if w.admin {
+		admin = "unix/" + w.adminSocket()
+	}
 	caddyfile := fmt.Sprintf(`{
-	admin off
+	admin %[6]s
 	persist_config off
 	storage file_system %[1]s/storage
 	log default {
@@ -165,7 +173,7 @@ func (w *world) tryLoad(servers string, ports ...int) error {
 	layer4 {
 		%[4]s
 	}
-}`, w.dir, w.port, w.public, servers, w.allowed)
+}`, w.dir, w.port, w.public, servers, w.allowed, admin)
 	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})
 	if err != nil {
 		return err

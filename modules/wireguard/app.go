@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/netip"
 	"slices"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/mholt/caddy-l4/layer4"
 	"go.uber.org/zap"
 
 	"github.com/homeward-relay/homeward/modules/internal/relay"
@@ -44,6 +44,9 @@ type App struct {
 	tunnels map[string]*claimed
 	peers   map[string]*claimed // by peer name; peer names are unique
 
+	// layer4 is the layer4 app, if it has come across this one.
+	layer4 *layer4.App
+
 	started chan struct{} // closed by Start: dials may begin
 	ended   chan struct{} // closed by Cleanup
 }
@@ -54,10 +57,6 @@ type claimed struct {
 	claim     *tunnel.Claim
 	hosts     map[string][]netip.Addr // by peer name
 	resolvers []netip.AddrPort
-
-	// unstopped are closed with the configuration, whether or not it was stopped;
-	// see listen.
-	unstopped []io.Closer
 }
 
 // pool holds the tunnels of this process by name, across configurations.
@@ -176,12 +175,12 @@ func (a *App) Cleanup() error {
 		close(a.ended)
 	}
 	var errs []error
-	for name, c := range a.tunnels {
-		for _, use := range c.unstopped {
-			if err := use.Close(); err != nil {
-				errs = append(errs, fmt.Errorf("closing a listener in tunnel %s: %w", name, err))
-			}
+	if a.layer4 != nil {
+		if err := closeLeftOpen(a.layer4); err != nil {
+			errs = append(errs, fmt.Errorf("closing what layer4 has left open: %w", err))
 		}
+	}
+	for name, c := range a.tunnels {
 		if err := c.claim.Release(); err != nil {
 			errs = append(errs, fmt.Errorf("releasing tunnel %s: %w", name, err))
 		}

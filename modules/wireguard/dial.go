@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/homeward-relay/homeward/modules/internal/tunnel"
 )
@@ -61,7 +62,13 @@ func FromContext(ctx caddy.Context) (*App, error) {
 	case err != nil:
 		return nil, err
 	}
-	return app.(*App), nil
+	found := app.(*App)
+	for _, module := range ctx.Modules() {
+		if servers, ok := module.(*layer4.App); ok {
+			found.layer4 = servers
+		}
+	}
+	return found, nil
 }
 
 // Dial connects to address, a host:port, over network "tcp" or "udp". The

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 
@@ -58,7 +57,7 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 		if err != nil {
 			return nil, err
 		}
-		return c.keep(ctx, socket.(*sharedListener).use(release, keepAlive(config))), nil
+		return socket.(*sharedListener).use(release, keepAlive(config)), nil
 	case networkUDP:
 		socket, release, err := acquire(key, func() (sharedSocket, error) {
 			conn, err := c.claim.ListenUDP(local)
@@ -70,7 +69,7 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 		if err != nil {
 			return nil, err
 		}
-		return c.keep(ctx, socket.(*sharedPacketConn).use(release)), nil
+		return socket.(*sharedPacketConn).use(release), nil
 	}
 	return nil, fmt.Errorf("listening on %s: the networks inside a tunnel are %s and %s", address, networkTCP, networkUDP)
 }
@@ -93,20 +92,6 @@ func keepAlive(config net.ListenConfig) net.KeepAliveConfig {
 		k.Count = relay.KeepAlive.Count
 	}
 	return k
-}
-
-// keep remembers what layer4 listens with. If layer4 cannot have another of its
-// addresses, it ends and leaves open what it has, and of all clients, which are
-// those of the configuration that goes on, it would get a part (caddy-l4 v0.1.2).
-// What http has opened it closes by itself; a socket of HTTP/3 it keeps for longer
-// than the configuration.
-func (c *claimed) keep(ctx context.Context, use io.Closer) io.Closer {
-	for _, module := range ctx.(caddy.Context).Modules() {
-		if module.CaddyModule().ID == "layer4" {
-			c.unstopped = append(c.unstopped, use)
-		}
-	}
-	return use
 }
 
 // claimOf returns the claim that the configuration which ctx belongs to has

@@ -138,7 +138,8 @@ func (c *Config) PeerFor(address netip.Addr) (peer *Peer, length int) {
 func merge(live, next *Config) *Config {
 	merged := *live
 	merged.Addresses = slices.Concat(live.Addresses, slices.DeleteFunc(slices.Clone(next.Addresses), func(prefix netip.Prefix) bool {
-		return netstack.HasAddress(live.Addresses, prefix.Addr()) || live.isPeers(prefix.Addr())
+		owner, _ := live.PeerFor(prefix.Addr())
+		return owner != nil || netstack.HasAddress(live.Addresses, prefix.Addr())
 	}))
 	merged.Peers = slices.Clone(live.Peers)
 
@@ -176,12 +177,6 @@ func (c *Config) ownerOf(prefix netip.Prefix) (owner *Peer) {
 		}
 	}
 	return owner
-}
-
-// isPeers tells whether an address is known to be a peer's own.
-func (c *Config) isPeers(address netip.Addr) bool {
-	peer, length := c.PeerFor(address)
-	return peer != nil && (length == address.BitLen() || slices.Contains(peer.Hosts, address))
 }
 
 // describe returns the peers' names for a log line.

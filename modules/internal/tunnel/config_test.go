@@ -129,7 +129,6 @@ func TestMergeTakesNothingAway(t *testing.T) {
 			peer(2, "office", "10.78.0.0/16", "10.78.1.0/24"),
 		},
 	}
-	live.Peers[0].Hosts = []netip.Addr{netip.MustParseAddr("10.77.0.2")}
 	for _, test := range []struct {
 		name string
 		next Config
@@ -157,8 +156,8 @@ func TestMergeTakesNothingAway(t *testing.T) {
 		},
 		{
 			"a peer's address for this end",
-			Config{Addresses: prefixes("10.77.0.2/24", "fd77::2/64", "10.77.0.9/24")},
-			[][]netip.Prefix{prefixes("10.77.0.9/24"), nil, nil},
+			Config{Addresses: prefixes("10.77.0.2/24", "fd77::2/64", "10.99.0.1/24")},
+			[][]netip.Prefix{prefixes("10.99.0.1/24"), nil, nil},
 		},
 		{
 			"another length of the prefix of this end's address",
