@@ -48,7 +48,9 @@ func TestOwnHomeReloadStorm(t *testing.T) {
 		:2022 {`)
 	homeText := replace(t, w.ownExample(t, own, "home.Caddyfile", w.private, nil), "		wireguard/wg0:22 {", `		wireguard+udp/wg0:19132 {
 			route {
-				proxy udp/127.0.0.1:19132
+				wireguard 127.0.0.1:19132 {
+					direct
+				}
 			}
 		}
 		wireguard/wg0:22 {`)
@@ -135,7 +137,7 @@ func TestOwnHomeReloadStorm(t *testing.T) {
 	}
 	before.expectAgain(t, w.relay)
 	// Of home only what is ours: Caddy's own clients keep connections to programs
-	// for two minutes, and UDP flows of caddy-l4's live on for as long as they are idle.
+	// for two minutes.
 	testnet.Eventually(t, 20*time.Second, func() error {
 		if now := ourGoroutines(t, own); now > ourBefore {
 			return fmt.Errorf("home has %d goroutines of ours, before %d", now, ourBefore)

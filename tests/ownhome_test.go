@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -242,7 +243,10 @@ func TestOwnHomeTransparent(t *testing.T) {
 					})
 				}
 				t.Run("a friend over "+family.name, func(t *testing.T) {
+					mark := own.Log.Len()
 					w.echoes(t, w.Client, "["+family.relay+"]:2022")
+					// Which fail2ban at home can read.
+					own.WaitLog(t, mark, `relayed connection.*"remote_ip":"`+regexp.QuoteMeta(family.client)+`"`, 10*time.Second)
 				})
 			}
 
@@ -351,7 +355,11 @@ func TestOwnHomeProxyProtocol(t *testing.T) {
 		}
 	})
 
-	t.Run("a friend", func(t *testing.T) { w.echoes(t, w.Client, testnet.RelayIP+":2022") })
+	t.Run("a friend", func(t *testing.T) {
+		mark := own.Log.Len()
+		w.echoes(t, w.Client, testnet.RelayIP+":2022")
+		own.WaitLog(t, mark, `relayed connection.*"remote_ip":"`+regexp.QuoteMeta(testnet.ClientIP)+`"`, 10*time.Second)
+	})
 	t.Run("no friend", func(t *testing.T) { noFriend(t, w) })
 
 	t.Run("mail", func(t *testing.T) {
