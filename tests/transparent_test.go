@@ -17,8 +17,8 @@ import (
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
-// TestTransparent runs caddyfile-examples/transparent.Caddyfile, and at home the
-// README's WireGuard file and rules: what sshd, Apache and UDP programs see is
+// TestTransparent runs caddyfile-examples/transparent.Caddyfile, and at home
+// home.wg-quick.conf and the README's rules: what sshd, Apache and UDP programs see is
 // the client's own address.
 func TestTransparent(t *testing.T) {
 	for _, stack := range []string{"gvisor", "kernel"} {
@@ -37,7 +37,7 @@ func testTransparent(t *testing.T, stack string) {
 
 	example := substitute(t, "caddyfile-examples/transparent.Caddyfile", w.paths(nil))
 	w.relay.Start(t, replace(t, example, "listen_port 51820", "listen_port 51820\n\t\tstack "+stack))
-	down := w.home.UpQuick(t, w.readme(t, "ini", "Table = 51820"))
+	down := w.home.UpQuick(t, w.quick(t))
 	w.home.WaitHandshake(t)
 	w.relay.WaitLog(t, 0, `"stack":\s*"`+stack+`"`, 5*time.Second)
 
@@ -215,9 +215,14 @@ func (w *world) readme(t testing.TB, language, text string) string {
 	if len(found) != 1 {
 		t.Fatalf("the README has %d blocks of %s with %q", len(found), language, text)
 	}
-	return strings.NewReplacer(
-		"<wg genkey>", w.keys.Home.Private,
-		"<the VM's>", w.keys.Relay.Public,
-		"wg0", w.home.Interface,
-	).Replace(found[0])
+	return strings.ReplaceAll(found[0], "wg0", w.home.Interface)
+}
+
+// quick is caddyfile-examples/home.wg-quick.conf with this world's keys.
+func (w *world) quick(t testing.TB) string {
+	t.Helper()
+	return substitute(t, "caddyfile-examples/home.wg-quick.conf", map[string]string{
+		"HOMES-PRIVATE-KEY-GOES-HERE": w.keys.Home.Private,
+		exampleRelayKey:               w.keys.Relay.Public,
+	})
 }

@@ -21,13 +21,14 @@ var notYet = map[string]string{
 }
 
 // options are the words that this version speaks, as error messages list them.
-const options = "upstream, tunnel, transparent, proxy_protocol, dial_timeout, idle_timeout, lb_policy"
+const options = "upstream, tunnel, direct, transparent, proxy_protocol, dial_timeout, idle_timeout, lb_policy"
 
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
 //
 //	wireguard [<upstreams...>] {
 //		upstream <[network/]host:port> [...]
 //		tunnel <name>
+//		direct
 //		transparent
 //		proxy_protocol v1|v2
 //		dial_timeout <duration>
@@ -61,6 +62,9 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 
+	if err := h.checkDirect(); err != nil {
+		return d.WrapErr(err)
+	}
 	if len(h.Upstreams) == 0 {
 		return d.Err("wireguard has no upstream: give it at least one address, such as home:22")
 	}
@@ -87,12 +91,11 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 	case "tunnel":
 		return one(d, option, "the name of a tunnel, such as wg0", &h.Tunnel)
 
+	case "direct":
+		return flag(d, option, &h.Direct)
+
 	case "transparent":
-		if d.NextArg() {
-			return d.Errf("transparent takes no argument: remove %q", d.Val())
-		}
-		h.Transparent = true
-		return nil
+		return flag(d, option, &h.Transparent)
 
 	case "proxy_protocol":
 		if err := one(d, option, "v1 or v2", &h.ProxyProtocol); err != nil {
@@ -130,6 +133,15 @@ func (h *Handler) unmarshalUpstream(d *caddyfile.Dispenser) error {
 	}
 	h.Origins.Note(d, configured)
 	h.Upstreams = append(h.Upstreams, configured)
+	return nil
+}
+
+// flag sets an option that takes no argument.
+func flag(d *caddyfile.Dispenser, option string, value *bool) error {
+	if d.NextArg() {
+		return d.Errf("%s takes no argument: remove %q", option, d.Val())
+	}
+	*value = true
 	return nil
 }
 

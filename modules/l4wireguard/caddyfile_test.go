@@ -33,7 +33,7 @@ func TestOptionsAreFields(t *testing.T) {
 			fields[tag] = true
 		}
 	}
-	for _, option := range []string{"upstreams", "tunnel", "transparent", "proxy_protocol", "dial_timeout", "idle_timeout", "origins"} {
+	for _, option := range []string{"upstreams", "tunnel", "direct", "transparent", "proxy_protocol", "dial_timeout", "idle_timeout", "origins"} {
 		if !fields[option+",omitempty"] {
 			t.Errorf("no field for %s", option)
 		}
@@ -52,6 +52,7 @@ func FuzzUnmarshalCaddyfile(f *testing.F) {
 		"wireguard home:7000-7010 home:1-0 home:0 :1 [::]:1",
 		"wireguard home:22 {\n\ttransparent\n}",
 		"wireguard home:22 {\n\ttransparent on\n}",
+		"wireguard 127.0.0.1:22 {\n\tdirect\n\ttunnel wg0\n}",
 		"wireguard {\n\tupstream {\n\t\tx\n\t}\n}",
 		"wireguard \"\" {",
 	} {

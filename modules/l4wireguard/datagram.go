@@ -137,7 +137,7 @@ func (h *Handler) attach(cx *layer4.Connection, line line) (*relay.Flow, error) 
 	key := relay.FlowKey{
 		Listener: cx.LocalAddr().Network() + "/" + cx.LocalAddr().String(),
 		Client:   cx.RemoteAddr().String(),
-		Upstream: fmt.Sprintf("%s in %q with %x", strings.Join(addresses, " "), h.Tunnel, options.Header),
+		Upstream: fmt.Sprintf("%s in %q (direct %t) with %x", strings.Join(addresses, " "), h.Tunnel, h.Direct, options.Header),
 	}
 	flow, _, err := relay.Flows.Attach(key, packetWriter{uncounted(cx)}, options)
 	if h.running.Err() != nil {

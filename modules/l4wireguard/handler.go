@@ -1,6 +1,6 @@
 // Package l4wireguard is the layer-4 handler that sends connections and
-// datagrams to upstreams inside a WireGuard tunnel, without an interface, a
-// route or any privilege on this host.
+// datagrams to upstreams inside a WireGuard tunnel, or out of one, without an
+// interface, a route or any privilege on this host.
 package l4wireguard
 
 import (
@@ -58,6 +58,12 @@ type Handler struct {
 	// follows from the address.
 	Tunnel string `json:"tunnel,omitempty"`
 
+	// Direct dials the upstreams from this host, as any program does, and not
+	// through a tunnel: for what comes out of one, as with a layer4 server on
+	// `wireguard/wg0:22` at home whose upstream is `127.0.0.1:22`. Names are
+	// those that the host knows. By default upstreams are inside a tunnel.
+	Direct bool `json:"direct,omitempty"`
+
 	// Transparent gives the connection inside the tunnel the client's own
 	// address as its source, and the client's port if that is free, so that
 	// every program at home sees who it talks to. Home must let this end use
@@ -112,7 +118,7 @@ type Handler struct {
 	stop    context.CancelFunc
 }
 
-// dialer is what the handler needs of the wireguard app.
+// dialer is what the handler needs of the wireguard app, or of the host.
 type dialer interface {
 	Dial(ctx context.Context, network, address string, options wireguard.DialOptions) (net.Conn, wireguard.Route, error)
 	Source(route wireguard.Route, options wireguard.DialOptions) (source netip.AddrPort, reason string)
@@ -128,14 +134,20 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up the handler. It opens no socket.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	app, err := wireguard.FromContext(ctx)
-	if errors.Is(err, caddy.ErrNotConfigured) && len(h.Upstreams) > 0 {
-		return h.Origins.At(err, h.Upstreams[0])
+	var app *wireguard.App // nil if direct
+	var err error
+	if h.Direct {
+		h.app = host{}
+	} else {
+		app, err = wireguard.FromContext(ctx)
+		if errors.Is(err, caddy.ErrNotConfigured) && len(h.Upstreams) > 0 {
+			return h.Origins.At(err, h.Upstreams[0])
+		}
+		if err != nil {
+			return err
+		}
+		h.app = app
 	}
-	if err != nil {
-		return err
-	}
-	h.app = app
 	h.logger = ctx.Logger(h)
 	h.connections = h.logger.Named("connection")
 	h.dialing, h.stopDialing = context.WithCancel(context.Background())
@@ -175,6 +187,9 @@ func (h *Handler) provisionUpstream(app *wireguard.App, repl *caddy.Replacer, co
 	if u.network == "udp" && h.proxyVersion == 1 {
 		return upstream{}, errProxyV1
 	}
+	if h.Direct {
+		return u, nil
+	}
 	if err := app.Check(u.host, h.Tunnel); err != nil {
 		return upstream{}, fmt.Errorf("upstream %s: %w", configured, err)
 	}
@@ -188,6 +203,9 @@ func (h *Handler) provisionUpstream(app *wireguard.App, repl *caddy.Replacer, co
 func (h *Handler) Validate() error {
 	if len(h.Upstreams) == 0 {
 		return errors.New("no upstreams: give the handler at least one address, such as home:22")
+	}
+	if err := h.checkDirect(); err != nil {
+		return err
 	}
 	if h.DialTimeout < 0 {
 		return errors.New("dial_timeout is negative: give a positive duration, or leave it out for 5s")

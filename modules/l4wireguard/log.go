@@ -90,14 +90,15 @@ func (l line) check(reason relay.Reason, message string) *zapcore.CheckedEntry {
 }
 
 func routeFields(address string, route wireguard.Route) []zap.Field {
-	fields := []zap.Field{
-		zap.String("upstream", address),
-		zap.String("tunnel", route.Tunnel),
-		zap.String("peer", route.Peer),
+	fields := []zap.Field{zap.String("upstream", address)}
+	if route.Tunnel != "" { // else direct
+		fields = append(fields, zap.String("tunnel", route.Tunnel), zap.String("peer", route.Peer))
+	}
+	fields = append(fields,
 		zap.Stringer("address", route.Address),
 		// What the upstream sees as its client.
 		zap.Stringer("source", route.Source),
-	}
+	)
 	if route.SourceReason != "" {
 		fields = append(fields, zap.String("source_reason", route.SourceReason))
 	}

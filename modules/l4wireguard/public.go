@@ -20,5 +20,8 @@ func (h *Handler) tunePublic(cx *layer4.Connection) {
 	}
 	// Without keepalive the connection works as well.
 	_ = conn.SetKeepAliveConfig(relay.KeepAlive)
+	if h.Direct {
+		return // the client's side is the tunnel's, which has its own option
+	}
 	publictcp.Tune(h.logger, conn, "")
 }

@@ -75,12 +75,22 @@ func NewHome(t testing.TB, namespace *Namespace, keys TunnelKeys, config HomeCon
 	}
 	return &Home{
 		Namespace: namespace,
-		// The namespace's number without its role: an interface's name has at
-		// most 15 characters.
-		Interface: "wg" + strings.TrimSuffix(strings.TrimPrefix(namespace.Name, namePrefix), "-home"),
+		Interface: interfaceName(namespace),
 		config:    config,
 		keys:      keys,
 	}
+}
+
+// interfaceName is the namespace's number with the first letter of its role,
+// unless that is home: an interface's name has at most 15 characters.
+func interfaceName(namespace *Namespace) string {
+	name := strings.TrimPrefix(namespace.Name, namePrefix)
+	last := strings.LastIndexByte(name, '-')
+	number, role := name[:last], name[last+1:]
+	if role != "home" {
+		number += role[:1]
+	}
+	return "wg" + number
 }
 
 // Up starts WireGuard at home.

@@ -19,6 +19,13 @@ const (
 	HomeIP6   = "2001:db8:8::20"
 	HomeIP6B  = "2001:db8:9::20" // after a Renumber, in turns
 
+	// Of AddRelay and AddHome. IPv4's blocks for documentation are used up, so
+	// these are from the one for benchmarks (RFC 2544).
+	Relay2IP  = "198.18.5.5"
+	Relay2IP6 = "2001:db8:6::5"
+	Router2IP = "198.18.8.8"
+	Home2IP6  = "2001:db8:18::20"
+
 	RelayTunnelIP = "10.77.0.1"
 	HomeTunnelIP  = "10.77.0.2"
 )
@@ -29,6 +36,7 @@ const (
 	Domain    = "example.duckdns.org"
 	Subdomain = "sub.example.duckdns.org"
 	Endpoint  = "example-vm.duckdns.org"
+	Endpoint2 = "example-vm2.duckdns.org" // of AddRelay
 )
 
 // Internet is the user's situation:
@@ -72,10 +80,7 @@ func NewInternetOver(t testing.TB, join func(t testing.TB, router *Namespace, et
 		routerIP: RouterIP,
 		homeIP6:  HomeIP6,
 	}
-	for _, router := range []*Namespace{i.Core, i.Router} {
-		router.Sysctl(t, "net.ipv4.ip_forward", "1")
-		router.Sysctl(t, "net.ipv6.conf.all.forwarding", "1")
-	}
+	forward(t, i.Core, i.Router)
 
 	cable(t, i.Client, "eth0", i.Core, "client")
 	cable(t, i.Relay, "eth0", i.Core, "relay")
@@ -87,7 +92,18 @@ func NewInternetOver(t testing.TB, join func(t testing.TB, router *Namespace, et
 	address(t, i.Home, i.Router, "lan", HomeLANIP, "192.168.178.1", HomeIP6, "2001:db8:8::1")
 	i.Core.IP(t, "route add 2001:db8:8::/64 via 2001:db8:7::8")
 
-	i.Router.NFT(t, `
+	i.Router.NFT(t, homeRouter)
+
+	names := map[string]string{Domain: RelayIP, Subdomain: RelayIP, Endpoint: RelayIP}
+	for _, namespace := range []*Namespace{i.Client, i.Relay, i.Home} {
+		namespace.SetHosts(t, names)
+	}
+	return i
+}
+
+// homeRouter are the rules of a router at home: a masquerade, through which
+// nothing comes in by itself, and by IPv6 port 443 alone.
+const homeRouter = `
 table ip nat {
 	chain out {
 		type nat hook postrouting priority srcnat
@@ -102,13 +118,50 @@ table inet filter {
 		meta nfproto ipv6 tcp dport 443 accept
 		meta nfproto ipv6 meta l4proto ipv6-icmp accept
 	}
-}`)
+}`
 
-	names := map[string]string{Domain: RelayIP, Subdomain: RelayIP, Endpoint: RelayIP}
+// AddRelay adds another VM, whose name is Endpoint2.
+func (i *Internet) AddRelay(t testing.TB) *Namespace {
+	t.Helper()
+	relay := NewNamespace(t, "relay")
+	cable(t, relay, "eth0", i.Core, "relay2")
+	address(t, relay, i.Core, "relay2", Relay2IP, "198.18.5.1", Relay2IP6, "2001:db8:6::1")
+	i.name(t, Endpoint2, Relay2IP)
+	relay.SetHosts(t, i.Relay.hosts)
+	return relay
+}
+
+// AddHome adds another home, with a router of its own. Its network, and its
+// address in it, are those of the first.
+func (i *Internet) AddHome(t testing.TB) (router, home *Namespace) {
+	t.Helper()
+	router, home = NewNamespace(t, "router"), NewNamespace(t, "home")
+	forward(t, router)
+	cable(t, router, "eth0", i.Core, "router2")
+	cable(t, home, "eth0", router, "lan")
+	address(t, router, i.Core, "router2", Router2IP, "198.18.8.1", "2001:db8:17::8", "2001:db8:17::1")
+	address(t, home, router, "lan", HomeLANIP, "192.168.178.1", Home2IP6, "2001:db8:18::1")
+	i.Core.IP(t, "route add 2001:db8:18::/64 via 2001:db8:17::8")
+	router.NFT(t, homeRouter)
+	home.SetHosts(t, i.Home.hosts)
+	return router, home
+}
+
+// name makes a name known on all machines.
+func (i *Internet) name(t testing.TB, name, address string) {
+	t.Helper()
 	for _, namespace := range []*Namespace{i.Client, i.Relay, i.Home} {
-		namespace.SetHosts(t, names)
+		namespace.SetHosts(t, map[string]string{name: address})
 	}
-	return i
+}
+
+// forward makes routers of namespaces.
+func forward(t testing.TB, routers ...*Namespace) {
+	t.Helper()
+	for _, router := range routers {
+		router.Sysctl(t, "net.ipv4.ip_forward", "1")
+		router.Sysctl(t, "net.ipv6.conf.all.forwarding", "1")
+	}
 }
 
 // Reconnect gives the router its address anew, or another one as a daily

@@ -30,6 +30,7 @@ type Relay struct {
 
 	namespace *Namespace
 	around    []string
+	caps      string
 	binary    string
 	roots     string
 	secrets   []string
@@ -40,7 +41,7 @@ type Relay struct {
 func NewRelay(t testing.TB, namespace *Namespace) *Relay {
 	t.Helper()
 	Need(t, "setpriv")
-	r := &Relay{Folder: Folder(t), namespace: namespace, binary: Caddy(t), log: new(Log)}
+	r := &Relay{Folder: Folder(t), namespace: namespace, binary: Caddy(t), caps: "-all,+net_bind_service", log: new(Log)}
 	if err := os.Chown(r.Folder, RelayUID, RelayUID); err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +55,42 @@ func (r *Relay) UseBinary(path string) { r.binary = path }
 // with the relay's own command line as its further arguments. It may change
 // what the relay finds around it, such as its mounts, which are its own.
 func (r *Relay) Surround(command ...string) { r.around = command }
+
+// DropAll takes the relay's last capability. Its host lets every user bind low
+// ports instead.
+func (r *Relay) DropAll(t testing.TB) {
+	t.Helper()
+	r.caps = "-all"
+	r.namespace.Sysctl(t, "net.ipv4.ip_unprivileged_port_start", "0")
+}
+
+// Privilege is what makes the running process more than any other, as
+// /proc/PID/status has it: nothing if it is nobody's and has no capability.
+func (r *Relay) Privilege(t testing.TB) (privilege []string) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		name, values, _ := strings.Cut(strings.TrimSpace(line), ":")
+		nothing := ""
+		switch name {
+		case "Uid", "Gid":
+			nothing = strconv.Itoa(RelayUID)
+		case "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb":
+			nothing = "0000000000000000"
+		default:
+			continue
+		}
+		for _, value := range strings.Fields(values) {
+			if value != nothing {
+				privilege = append(privilege, name+" "+value)
+			}
+		}
+	}
+	return privilege
+}
 
 // At is the same relay, with the same files, in another namespace.
 func (r *Relay) At(namespace *Namespace) *Relay {
@@ -194,9 +231,9 @@ func (r *Relay) Command(args ...string) *exec.Cmd {
 	line := append(slices.Clone(r.around), "setpriv",
 		"--reuid", strconv.Itoa(RelayUID), "--regid", strconv.Itoa(RelayUID), "--clear-groups",
 		"--no-new-privs",
-		"--bounding-set", "-all,+net_bind_service",
-		"--inh-caps", "-all,+net_bind_service",
-		"--ambient-caps", "-all,+net_bind_service",
+		"--bounding-set", r.caps,
+		"--inh-caps", r.caps,
+		"--ambient-caps", r.caps,
 		r.binary,
 	)
 	line = append(line, args...)
