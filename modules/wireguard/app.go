@@ -57,6 +57,7 @@ type claimed struct {
 	claim     *tunnel.Claim
 	hosts     map[string][]netip.Addr // by peer name
 	resolvers []netip.AddrPort
+	origins   Origins
 }
 
 // pool holds the tunnels of this process by name, across configurations.
@@ -79,15 +80,21 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.peers = make(map[string]*claimed)
 	a.started, a.ended = make(chan struct{}), make(chan struct{})
 
+	// Not kept in a.Tunnels: what a wg_quick file supplies has secrets in it.
+	wanted := make(map[string]*Tunnel)
 	parsed := make(map[string]*parsedTunnel)
 	for _, name := range slices.Sorted(maps.Keys(a.Tunnels)) {
-		p, err := a.Tunnels[name].parse(name, repl)
+		t, err := a.Tunnels[name].withFile(name, repl, a.logger)
 		if err != nil {
 			return err
 		}
-		parsed[name] = p
+		p, err := t.parse(name, repl)
+		if err != nil {
+			return err
+		}
+		wanted[name], parsed[name] = t, p
 	}
-	if err := uniquePeers(a.Tunnels); err != nil {
+	if err := uniquePeers(wanted); err != nil {
 		return err
 	}
 
@@ -105,6 +112,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 			claim:     value.(*tunnel.Tunnel).Claim(p.config, a.logger.With(zap.String("tunnel", name))),
 			hosts:     p.hosts,
 			resolvers: p.resolvers,
+			origins:   wanted[name].Origins,
 		}
 		a.tunnels[name] = c
 		for peer := range p.hosts {
@@ -120,7 +128,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 func (a *App) Start() error {
 	for _, name := range slices.Sorted(maps.Keys(a.tunnels)) {
 		if err := a.tunnels[name].claim.Prepare(); err != nil {
-			return a.Tunnels[name].Origins.At(err, "listen_port", originBlock)
+			return a.tunnels[name].origins.At(err, "listen_port", originBlock)
 		}
 	}
 	close(a.started)
@@ -200,7 +208,7 @@ func uniquePeers(tunnels map[string]*Tunnel) error {
 		}
 		for peer := range tunnels[name].Peers {
 			if other, ok := owner[peer]; ok {
-				return tunnels[name].Origins.At(fmt.Errorf("tunnels %s and %s both have a peer %s; an upstream names its peer, so peer names must be unique: rename one", other, name, peer), "peer "+peer)
+				return tunnels[name].Origins.At(fmt.Errorf("tunnels %s and %s both have a peer %s; an upstream names its peer, so peer names must be unique: rename one, in a wg_quick file with a comment # Name = … above its [Peer]", other, name, peer), "peer "+peer)
 			}
 			owner[peer] = name
 		}

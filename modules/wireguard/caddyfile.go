@@ -41,6 +41,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //		resolvers          <address[:port]...>
 //		stack              auto|kernel|gvisor
 //		congestion_control <name>
+//		wg_quick           <file>
 //		peer <name> {
 //			public_key           <base64>
 //			preshared_key        <placeholder>
@@ -52,7 +53,8 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //	}
 //
 // The name defaults to wg0. The lines address, resolvers, allowed_ips and host
-// can be repeated, and add up.
+// can be repeated, and add up. Where there is a wg_quick file, whatever it says
+// can be left out here.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	name := defaultTunnel
@@ -71,6 +73,9 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		if err := t.unmarshalOption(d); err != nil {
 			return err
 		}
+	}
+	if t.MTU == autoMTU && t.WgQuick == "" {
+		t.MTU = 0
 	}
 	if a.Tunnels == nil {
 		a.Tunnels = make(map[string]*Tunnel)
@@ -102,6 +107,7 @@ func (t *Tunnel) unmarshalOption(d *caddyfile.Dispenser) error {
 			return err
 		}
 		if text == "auto" {
+			t.MTU = autoMTU
 			return nil
 		}
 		mtu, err := strconv.Atoi(text)
@@ -117,9 +123,9 @@ func (t *Tunnel) unmarshalOption(d *caddyfile.Dispenser) error {
 	case "congestion_control":
 		return oneArg(d, &t.CongestionControl)
 	case "wg_quick":
-		return d.Errf("the option %s is not in this version; remove the line", option)
+		return oneArg(d, &t.WgQuick)
 	}
-	return d.Errf("there is no option %q in a wireguard block; it has private_key, address, listen_port, mtu, resolvers, stack, congestion_control and peer", option)
+	return d.Errf("there is no option %q in a wireguard block; it has private_key, address, listen_port, mtu, resolvers, stack, congestion_control, wg_quick and peer", option)
 }
 
 func (t *Tunnel) unmarshalPeer(d *caddyfile.Dispenser) error {

@@ -19,6 +19,10 @@ func TestCaddyfile(t *testing.T) {
 			"rfc7748.key": "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=\n",
 			"empty.key":   "",
 			"wrong.key":   "not a key\n",
+			"wg0.conf": "[Interface]\nPrivateKey = " + tunnel.NewPrivateKey().Base64() + "\nAddress = 10.77.0.1/24\nListenPort = 51820\n\n" +
+				"# Name = home\n[Peer]\nPublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\nAllowedIPs = 10.77.0.2/32\n",
+			"keyonly.conf": "[Interface]\nPrivateKey = " + tunnel.NewPrivateKey().Base64() + "\n\n[Peer]\nPublicKey = hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\n",
+			"wrong.conf":   "[Interface]\nListenPort = 51820\nAddress = here\n",
 		} {
 			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 				t.Fatal(err)

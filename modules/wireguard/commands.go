@@ -17,13 +17,13 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "wireguard",
-		Short: "Makes WireGuard keys and shows tunnels",
+		Short: "Makes WireGuard keys, imports configurations and shows tunnels",
 		Long: `
-Makes the keys that a tunnel needs, without any WireGuard tools installed, shows
-the tunnels of the running Caddy, and demonstrates on this machine alone what a
-relay does.`,
+Makes the keys that a tunnel needs, without any WireGuard tools installed, turns
+configuration files of other WireGuards into Caddyfiles, shows the tunnels of
+the running Caddy, and demonstrates on this machine alone what a relay does.`,
 		CobraFunc: func(root *cobra.Command) {
-			root.AddCommand(genkeyCommand(), genpskCommand(), pubkeyCommand(), showCommand(), demoCommand())
+			root.AddCommand(genkeyCommand(), genpskCommand(), pubkeyCommand(), showCommand(), importCommand(), demoCommand())
 		},
 	})
 }

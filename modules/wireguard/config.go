@@ -26,6 +26,9 @@ const (
 	// maxMTU is the largest inner packet that wireguard-go carries.
 	maxMTU = 65000
 
+	// autoMTU is an MTU that is auto by choice and not by default.
+	autoMTU = -1
+
 	// originBlock is a tunnel's own place in its Origins.
 	originBlock = "wireguard"
 
@@ -57,6 +60,8 @@ type Tunnel struct {
 	// peer is up that does not answer, it stays at 1280. A number switches all
 	// that off, and must fit the path: packets outside of the tunnel, which are
 	// larger by 60 bytes over IPv4 and by 80 over IPv6, are never fragmented.
+	// -1 means auto as well, and that a number in the wg_quick file does not
+	// count.
 	MTU int `json:"mtu,omitempty"`
 
 	// DNS servers for upstream names that are no peer's, as address or
@@ -85,6 +90,24 @@ type Tunnel struct {
 	// a host.
 	Peers map[string]*Peer `json:"peers,omitempty"`
 
+	// A configuration file of wg-quick(8), which supplies what is not given
+	// here: the private key, the addresses, the listen port, the MTU and the
+	// peers. The path may have placeholders. The file is read whenever the
+	// configuration is loaded, so a changed file takes effect with a reload,
+	// and what is in it never shows in the configuration.
+	//
+	// A peer here that has the public key of one in the file is the same peer,
+	// and has what the file says of it wherever it does not say it itself. So
+	// is one without a public key that has the name of one in the file. A peer
+	// of the file's own has the name in a comment `# Name = home` above its
+	// section or in it, where every character that a name cannot have becomes
+	// a hyphen, else `peer1`, `peer2` and so on by its place in the file.
+	//
+	// DNS, Table, FwMark and SaveConfig in the file change nothing, and the
+	// commands in PreUp, PostUp, PreDown and PostDown are never run. A line in
+	// the log names each key that is not followed, and why. Default: no file.
+	WgQuick string `json:"wg_quick,omitempty"`
+
 	// Where in a Caddyfile the tunnel and its options stood, for error
 	// messages.
 	Origins Origins `json:"origins,omitempty"`
@@ -107,6 +130,9 @@ var (
 // machine only: then values with placeholders pass unread.
 type expander struct {
 	repl *caddy.Replacer
+
+	// incomplete says that a wg_quick file is still to supply what is missing.
+	incomplete bool
 }
 
 // skip tells whether value has to be left unread.
@@ -122,7 +148,8 @@ func (e expander) expand(value string) (string, error) {
 }
 
 // parse checks the tunnel and understands its texts. A nil repl leaves values
-// with placeholders unread. Errors carry the Caddyfile's file:line if known.
+// with placeholders unread, and what a wg_quick file is to supply missing; with
+// a repl, the tunnel must have what the file says (see withFile). Errors carry the Caddyfile's file:line if known.
 func (t *Tunnel) parse(name string, repl *caddy.Replacer) (*parsedTunnel, error) {
 	if t == nil {
 		return nil, fmt.Errorf("tunnel %s is empty; it needs a private_key, an address and peers", name)
@@ -131,7 +158,7 @@ func (t *Tunnel) parse(name string, repl *caddy.Replacer) (*parsedTunnel, error)
 		return nil, t.Origins.At(fmt.Errorf("tunnel name %q: a name consists of letters, digits and hyphens", name), originBlock)
 	}
 	p := &parsedTunnel{config: new(tunnel.Config), hosts: make(map[string][]netip.Addr)}
-	e := expander{repl}
+	e := expander{repl, repl == nil && t.WgQuick != ""}
 	steps := []struct {
 		option string
 		parse  func() error
@@ -180,6 +207,9 @@ func checkConflicts(config *tunnel.Config) error {
 }
 
 func (t *Tunnel) parsePrivateKey(e expander, p *parsedTunnel) error {
+	if e.incomplete && t.PrivateKey == "" {
+		return nil
+	}
 	if t.PrivateKey == "" {
 		return errors.New("missing; make a key with `caddy wireguard genkey` in a file that only Caddy's user can read, and name it here as {file./path/to/key}")
 	}
@@ -195,6 +225,9 @@ func (t *Tunnel) parsePrivateKey(e expander, p *parsedTunnel) error {
 }
 
 func (t *Tunnel) parseAddress(e expander, p *parsedTunnel) error {
+	if e.incomplete && len(t.Address) == 0 {
+		return nil
+	}
 	if len(t.Address) == 0 {
 		return errors.New("missing; give this end an address inside the tunnel, such as 10.77.0.1/24")
 	}
@@ -231,6 +264,9 @@ func (t *Tunnel) parseListenPort(p *parsedTunnel) error {
 }
 
 func (t *Tunnel) parseMTU(p *parsedTunnel) error {
+	if t.MTU == autoMTU {
+		return nil
+	}
 	if t.MTU != 0 && (t.MTU < netstack.MinMTU || t.MTU > maxMTU) {
 		return fmt.Errorf("%d is out of range; use auto, or %d to %d", t.MTU, netstack.MinMTU, maxMTU)
 	}

@@ -64,7 +64,7 @@ func (peer *Peer) parse(name string, e expander, p *parsedTunnel) (option string
 	if parsed.PresharedKey, err = peer.parsePresharedKey(e); err != nil {
 		return fail("preshared_key", err)
 	}
-	if len(peer.AllowedIPs) == 0 {
+	if len(peer.AllowedIPs) == 0 && !e.incomplete {
 		return fail("allowed_ips", errors.New("missing; list the addresses inside the tunnel that this peer has, such as 10.77.0.2/32"))
 	}
 	if parsed.AllowedIPs, err = parsePrefixes(e, peer.AllowedIPs); err != nil {
@@ -92,10 +92,10 @@ func (peer *Peer) parse(name string, e expander, p *parsedTunnel) (option string
 }
 
 func (peer *Peer) parsePublicKey(e expander) (key tunnel.PublicKey, err error) {
-	if peer.PublicKey == "" {
+	if peer.PublicKey == "" && !e.incomplete {
 		return key, errors.New("missing; it is what `wg pubkey` or `caddy wireguard pubkey` makes of the peer's private key")
 	}
-	if e.skip(peer.PublicKey) {
+	if peer.PublicKey == "" || e.skip(peer.PublicKey) {
 		// A key of its own, so that it does not look like another peer's.
 		return tunnel.NewPrivateKey().Public(), nil
 	}
@@ -140,7 +140,8 @@ func (peer *Peer) parseHost(e expander, parsed *tunnel.Peer) (hosts []netip.Addr
 		if err != nil {
 			return nil, fmt.Errorf("%q is not an IP address", text)
 		}
-		if owner, _ := only.PeerFor(address); owner == nil && !slices.ContainsFunc(peer.AllowedIPs, e.skip) {
+		unknown := e.incomplete && len(peer.AllowedIPs) == 0 || slices.ContainsFunc(peer.AllowedIPs, e.skip)
+		if owner, _ := only.PeerFor(address); owner == nil && !unknown {
 			return nil, fmt.Errorf("%s is not in this peer's allowed_ips; add it there", address)
 		}
 		hosts = append(hosts, address)

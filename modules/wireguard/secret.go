@@ -37,12 +37,10 @@ func expandSecret(repl *caddy.Replacer, value string) (string, error) {
 }
 
 func readSecretFile(path string) (string, error) {
-	file, err := os.Open(path)
+	file, err := openSecretFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("the file %s does not exist; make a key there, for example with `caddy wireguard genkey`", path)
-	case errors.Is(err, fs.ErrPermission):
-		return "", fmt.Errorf("the file %s cannot be read by Caddy, which runs as %s%s; let that user, and nobody else, read it: chown %[2]s %[1]s && chmod 600 %[1]s", path, currentUser(), describeOwner(path))
 	case err != nil:
 		return "", fmt.Errorf("reading the key file: %w", err)
 	}
@@ -59,6 +57,15 @@ func readSecretFile(path string) (string, error) {
 		return "", fmt.Errorf("the file %s is empty; it must contain the key in base64", path)
 	}
 	return strings.TrimSpace(string(content[:n])), nil
+}
+
+// openSecretFile opens a file that has secrets in it.
+func openSecretFile(path string) (*os.File, error) {
+	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("the file %s cannot be read by Caddy, which runs as %s%s; let that user, and nobody else, read it: chown %[2]s %[1]s && chmod 600 %[1]s", path, currentUser(), describeOwner(path))
+	}
+	return file, err
 }
 
 func currentUser() string {

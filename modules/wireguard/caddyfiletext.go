@@ -1,0 +1,104 @@
+package wireguard
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// MarshalCaddyfile returns the wireguard block that UnmarshalCaddyfile reads as
+// this tunnel. Comments are lines to stand at the end of the block, or for a
+// peer's name at the end of that peer's.
+func (t *Tunnel) MarshalCaddyfile(name string, comments map[string][]string) string {
+	w := new(blockWriter)
+	w.open("wireguard", name)
+	w.option("private_key", t.PrivateKey)
+	w.option("address", t.Address...)
+	w.number("listen_port", t.ListenPort)
+	if t.MTU == autoMTU {
+		w.option("mtu", "auto")
+	} else {
+		w.number("mtu", t.MTU)
+	}
+	w.option("resolvers", t.Resolvers...)
+	w.option("stack", t.Stack)
+	w.option("congestion_control", t.CongestionControl)
+	w.option("wg_quick", t.WgQuick)
+	for _, peerName := range slices.Sorted(maps.Keys(t.Peers)) {
+		peer := t.Peers[peerName]
+		w.open("peer", peerName)
+		w.option("public_key", peer.PublicKey)
+		w.option("preshared_key", peer.PresharedKey)
+		w.option("allowed_ips", peer.AllowedIPs...)
+		w.option("host", peer.Host...)
+		w.option("endpoint", peer.Endpoint)
+		if peer.PersistentKeepalive != 0 {
+			w.option("persistent_keepalive", time.Duration(peer.PersistentKeepalive).String())
+		}
+		w.comments(comments[peerName])
+		w.close()
+	}
+	w.comments(comments[""])
+	w.close()
+	return w.text.String()
+}
+
+// blockWriter writes nested blocks. Options without a value are left out.
+type blockWriter struct {
+	text  strings.Builder
+	depth int
+}
+
+func (w *blockWriter) line(text string) {
+	w.text.WriteString(strings.Repeat("\t", w.depth) + text + "\n")
+}
+
+func (w *blockWriter) open(option, name string) {
+	w.line(option + " " + name + " {")
+	w.depth++
+}
+
+func (w *blockWriter) close() {
+	w.depth--
+	w.line("}")
+}
+
+func (w *blockWriter) option(option string, values ...string) {
+	line := option
+	for _, value := range values {
+		if value == "" {
+			return
+		}
+		line += " " + caddyfileToken(value)
+	}
+	if len(values) > 0 {
+		w.line(line)
+	}
+}
+
+func (w *blockWriter) number(option string, value int) {
+	if value != 0 {
+		w.option(option, strconv.Itoa(value))
+	}
+}
+
+func (w *blockWriter) comments(comments []string) {
+	for _, comment := range comments {
+		w.line("# " + comment)
+	}
+}
+
+// caddyfileToken returns a value in the form in which a Caddyfile has it as one
+// word, quoted if need be.
+func caddyfileToken(value string) string {
+	switch {
+	case !strings.ContainsAny(value, " \t\"`#\\\n\r") && value != "{" && value != "}":
+		return value
+	case !strings.Contains(value, "`"):
+		return "`" + value + "`"
+	}
+	return fmt.Sprintf(`"%s"`, strings.ReplaceAll(value, `"`, `\"`))
+}
