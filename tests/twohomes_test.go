@@ -22,6 +22,7 @@ func TestTwoHomes(t *testing.T) {
 	keys2 := testnet.NewTunnelKeys(t)
 	w.relay.Secret(t, "wg1.key", keys2.Relay.Private)
 	w.relay.DropAll(t)
+	w.relay.UseBinary(testnet.FastCaddy(t))
 	router2, home2 := w.AddHome(t)
 	w.itself(t, "home", w.Router, w.Home)
 	w.itself(t, "parents", router2, home2)
