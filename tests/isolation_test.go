@@ -52,6 +52,7 @@ func TestHomeIsolation(t *testing.T) {
 			testnet.Run(t, "wg", "set", attacker.Interface, "listen-port", "51820",
 				"peer", w.keys.Home.Public, "allowed-ips", "0.0.0.0/0,::/0")
 			own := newOwnHome(t, w)
+			own.UseBinary(testnet.FastCaddy(t))
 			own.Start(t, replace(t, w.ownExample(t, own, "home-transparent.Caddyfile", w.public, nil),
 				"		peer relay {", "		stack "+stack+"\n		peer relay {"))
 			attacker.WaitHandshake(t)
@@ -102,6 +103,7 @@ func dialUDPAt(t *testing.T, from *testnet.Namespace, address string) net.Conn {
 // other, and to the VM: it gets to what the relay listens on inside the tunnel.
 func TestPeerIsolation(t *testing.T) {
 	w := newWorld(t)
+	w.relay.UseBinary(testnet.FastCaddy(t))
 	var reached atomic.Bool
 	trap := func(namespace *testnet.Namespace, address string) {
 		services.Serve(t, namespace, address, func(net.Conn) { reached.Store(true) })

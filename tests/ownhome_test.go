@@ -311,6 +311,9 @@ func TestOwnHomeProxyProtocol(t *testing.T) {
 		}
 	})
 	own := newOwnHome(t, w)
+	for _, end := range []*testnet.Relay{w.relay, own} {
+		end.UseBinary(testnet.FastCaddy(t))
+	}
 	w.relay.Start(t, substitute(t, "caddyfile-examples/proxy-protocol.Caddyfile", w.paths(nil)))
 	own.Start(t, w.ownExample(t, own, "home-proxy-protocol.Caddyfile", w.public, nil))
 	unprivileged(t, w.relay, own)

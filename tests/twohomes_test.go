@@ -22,6 +22,7 @@ func TestTwoHomes(t *testing.T) {
 	keys2 := testnet.NewTunnelKeys(t)
 	w.relay.Secret(t, "wg1.key", keys2.Relay.Private)
 	w.relay.DropAll(t)
+	w.relay.UseBinary(testnet.FastCaddy(t))
 	router2, home2 := w.AddHome(t)
 	w.itself(t, "home", w.Router, w.Home)
 	w.itself(t, "parents", router2, home2)
@@ -52,7 +53,7 @@ func TestTwoHomes(t *testing.T) {
 				t.Errorf("port %s is that of %q", home.ssh, got)
 			}
 			if home.machine != "" {
-				if got, want := w.says(t, home.machine), home.name+"' other machine"; got != want {
+				if got, want := w.says(t, home.machine), home.name+"'s other machine"; got != want {
 					t.Errorf("port %s is that of %q, want %q", home.machine, got, want)
 				}
 			}
@@ -102,7 +103,7 @@ func (w *world) itself(t *testing.T, name string, router, home *testnet.Namespac
 	}
 	speak(home, ":22", name)
 	router.IP(t, "addr add 192.168.178.30/24 dev lan")
-	speak(router, "192.168.178.30:22", name+"' other machine")
+	speak(router, "192.168.178.30:22", name+"'s other machine")
 	socket := home.ListenPacket(t, "udp", ":19132")
 	go func() {
 		for buffer := make([]byte, 100); ; {
