@@ -24,6 +24,8 @@ var homeKeepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interva
 func (h *Handler) handleStream(cx *layer4.Connection) error {
 	h.tunePublic(cx)
 	down := &client{Connection: cx}
+	// Until there is a stream, which does the same, this process may be killed.
+	_ = down.SetLinger(0)
 	line := h.line("tcp", cx)
 
 	addresses, err := h.addresses(cx, "tcp")

@@ -49,6 +49,9 @@ func NewStream(client, upstream Conn, idle time.Duration) *Stream {
 // Run relays until both directions have ended and both sides are closed.
 // Nothing of the Stream runs any more when it returns.
 func (s *Stream) Run() Result {
+	// If this process is killed, the kernel closes its sockets. The client is to
+	// get RST for that as well.
+	_ = s.client.SetLinger(0)
 	if s.idle > 0 {
 		// The lock is for the timer's first run, which may come before
 		// AfterFunc has returned.
@@ -77,6 +80,8 @@ func (s *Stream) Run() Result {
 	if failed {
 		// Whoever has failed the Stream may not have come to it yet.
 		s.reset()
+	} else {
+		_ = s.client.SetLinger(-1)
 	}
 	// Both have had their FIN or their RST by now.
 	_ = s.client.Close()
@@ -220,6 +225,7 @@ func (s *Stream) finish(dst Conn, from, to side) {
 		s.mu.Lock()
 		s.whole = true
 		s.mu.Unlock()
+		_ = dst.SetLinger(-1)
 		err = dst.Close()
 	}
 	if err != nil {
