@@ -3,7 +3,9 @@ package tests
 import (
 	"errors"
 	"io"
+	"net"
 	"net/http"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -122,4 +124,57 @@ func TestRefused(t *testing.T) {
 		t.Errorf("the client was told after %v", took)
 	}
 	w.relay.WaitLog(t, 0, `home.*refused`, 5*time.Second)
+}
+
+// TestKilledRelay kills the relay under its clients. What they have got so far
+// must not look like all there is.
+func TestKilledRelay(t *testing.T) {
+	expectReset := func(t *testing.T, conn net.Conn) {
+		t.Helper()
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		if rest, err := io.ReadAll(conn); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the client got %d more bytes and %v, want a reset", len(rest), err)
+		}
+	}
+	for _, stack := range []string{"kernel", "gvisor"} {
+		t.Run("relayed, "+stack, func(t *testing.T) {
+			const said = "the first half"
+			w := newWorld(t)
+			held := make(chan struct{})
+			services.Serve(t, w.Home, ":7000", func(conn net.Conn) {
+				io.WriteString(conn, said)
+				<-held
+			})
+			t.Cleanup(func() { close(held) })
+			w.start(t, w.portsOn(t, stack))
+			conn, err := w.Client.Dial(t.Context(), "tcp", testnet.Endpoint+":7000")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(20 * time.Second))
+			if _, err := io.ReadFull(conn, make([]byte, len(said))); err != nil {
+				t.Fatal(err)
+			}
+			w.relay.Kill()
+			expectReset(t, conn)
+		})
+	}
+	t.Run("dialing", func(t *testing.T) {
+		w := newWorld(t)
+		w.relay.Start(t, w.ports(t))
+		conn, err := w.Client.Dial(t.Context(), "tcp", testnet.Endpoint+":7001")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		testnet.Eventually(t, 10*time.Second, func() error {
+			if _, profile := w.relay.Goroutines(t); !strings.Contains(profile, "Handler).dialStream") {
+				return errors.New("the relay does not dial home")
+			}
+			return nil
+		})
+		w.relay.Kill()
+		expectReset(t, conn)
+	})
 }

@@ -178,7 +178,7 @@ func TestOwnHome(t *testing.T) {
 		}
 		input := filepath.Join(testnet.Folder(t), "input")
 		testnet.WriteFile(t, input, []byte(strings.Join(want, "\n")+"\n"), 0o644)
-		services.StartRsyslog(t, w.Client, syslog, testnet.Endpoint, "x509/name", "home", input)
+		services.StartRsyslog(t, w.Client, syslog, services.Rsyslog{Host: testnet.Endpoint, Mode: "x509/name", Program: "home", Input: input})
 		testnet.Eventually(t, 30*time.Second, func() error {
 			if got := syslog.Received(t, "home"); !slices.Equal(got, want) {
 				return fmt.Errorf("%d of %d messages have come", len(got), len(want))

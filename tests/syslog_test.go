@@ -29,7 +29,7 @@ func TestSyslog(t *testing.T) {
 			}
 			input := filepath.Join(testnet.Folder(t), "input")
 			testnet.WriteFile(t, input, []byte(strings.Join(want, "\n")+"\n"), 0o644)
-			services.StartRsyslog(t, w.Client, server, testnet.Endpoint, mode, program, input)
+			services.StartRsyslog(t, w.Client, server, services.Rsyslog{Host: testnet.Endpoint, Mode: mode, Program: program, Input: input})
 			testnet.Eventually(t, 30*time.Second, func() error {
 				got := server.Received(t, program)
 				if len(got) < messages {

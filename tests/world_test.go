@@ -68,6 +68,12 @@ func (w *world) ports(t testing.TB) string {
 	})
 }
 
+// portsOn is ports with a tunnel on one of the stacks.
+func (w *world) portsOn(t testing.TB, stack string) string {
+	t.Helper()
+	return replace(t, w.ports(t), "		mtu 1280\n", "		mtu 1280\n		stack "+stack+"\n")
+}
+
 // example is a relay that runs caddyfile-examples/relay.Caddyfile, as it is
 // but for keys and paths, and with certificates from files, which is the
 // example's own alternative to DNS-01.

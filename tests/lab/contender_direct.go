@@ -24,7 +24,7 @@ func (direct) Obtain(testing.TB) (string, error) {
 
 func (direct) Start(t testing.TB, w *World) Running {
 	t.Helper()
-	tcp, udp := nftPorts(Ports), nftPorts(UDPPorts)
+	tcp, udp := testnet.NFTPorts(Ports), testnet.NFTPorts(UDPPorts)
 	w.Relay.Sysctl(t, "net.ipv4.ip_forward", "1")
 	w.Relay.NFT(t, fmt.Sprintf(`
 table ip direct {

@@ -43,6 +43,6 @@ func (h haproxyBBR) Obtain(t testing.TB) (string, error) {
 func (h haproxyBBR) Start(t testing.TB, w *World) Running {
 	t.Helper()
 	running := h.haproxy.Start(t, w)
-	w.Relay.IP(t, fmt.Sprintf("route replace %s/32 dev %s congctl %s", testnet.HomeTunnelIP, relayTUN(w), bbr))
+	w.Relay.IP(t, fmt.Sprintf("route replace %s/32 dev %s congctl %s", testnet.HomeTunnelIP, testnet.NewTUNRelay(w.Relay, testnet.TunnelKeys{}).Interface, bbr))
 	return running
 }

@@ -35,7 +35,7 @@ bind 0.0.0.0:10000;
 secret "%s";
 peer "home" { key "%s"; }
 `, relayKey.secret, homeKey.public))
-	forwardHome(t, w, fastdTUN, plainPorts())
+	w.Relay.ForwardHome(t, fastdTUN, plainPorts(), UDPPorts)
 	apache := startApache(t, w)
 	home := startFastd(t, w.Home, testnet.HomeTunnelIP, fmt.Sprintf(`
 secret "%s";

@@ -37,7 +37,7 @@ func (haproxy) Unable(need string) string {
 func (haproxy) Start(t testing.TB, w *World) Running {
 	t.Helper()
 	keys := testnet.NewTunnelKeys(t)
-	_, tunnel := startRelayTUN(t, w, keys)
+	tunnel := startRelayTUN(t, w, keys)
 	var text strings.Builder
 	// Without timeouts, which it warns of, idle connections live for ever.
 	text.WriteString("defaults\n\tmode tcp\n\ttimeout connect 10s\n\ttimeout client 1h\n\ttimeout server 1h\n")
@@ -50,5 +50,5 @@ func (haproxy) Start(t testing.TB, w *World) Running {
 	proxy := testnet.Start(t, "haproxy", w.Relay.Command("haproxy", "-db", "-f", config))
 	home := testnet.StartHome(t, w.Home, keys, testnet.HomeConfig{})
 	home.WaitHandshake(t)
-	return Running{Relay: []*testnet.Process{proxy, tunnel}, Home: []*testnet.Process{home.Process()}}
+	return Running{Relay: []*testnet.Process{proxy, tunnel.Process()}, Home: []*testnet.Process{home.Process()}}
 }

@@ -34,11 +34,11 @@ func (wireGuardGo) Obtain(t testing.TB) (string, error) {
 func (wireGuardGo) Start(t testing.TB, w *World) Running {
 	t.Helper()
 	keys := testnet.NewTunnelKeys(t)
-	tun, relay := startRelayTUN(t, w, keys)
-	forwardHome(t, w, tun, Ports)
+	relay := startRelayTUN(t, w, keys)
+	w.Relay.ForwardHome(t, relay.Interface, Ports, UDPPorts)
 	home := testnet.StartHome(t, w.Home, keys, testnet.HomeConfig{})
 	home.WaitHandshake(t)
-	return Running{Relay: []*testnet.Process{relay}, Home: []*testnet.Process{home.Process()}}
+	return Running{Relay: []*testnet.Process{relay.Process()}, Home: []*testnet.Process{home.Process()}}
 }
 
 // wireGuardKernel is wireGuardGo with the kernel's WireGuard on the relay.
@@ -61,72 +61,20 @@ func (wireGuardKernel) Start(t testing.TB, w *World) Running {
 	const name = "wg0"
 	keys := testnet.NewTunnelKeys(t)
 	w.Relay.IP(t, "link add "+name+" type wireguard")
-	configureRelay(t, w, name, keys)
-	forwardHome(t, w, name, Ports)
+	testnet.NewTUNRelay(w.Relay, keys).Configure(t, name)
+	w.Relay.ForwardHome(t, name, Ports, UDPPorts)
 	home := testnet.StartHome(t, w.Home, keys, testnet.HomeConfig{})
 	home.WaitHandshake(t)
 	return Running{Home: []*testnet.Process{home.Process()}}
 }
 
 // startRelayTUN starts wireguard-go on the relay, with an interface that has
-// the relay's address in the tunnel, and returns the interface's name.
-func startRelayTUN(t testing.TB, w *World, keys testnet.TunnelKeys) (name string, process *testnet.Process) {
+// the relay's address in the tunnel.
+func startRelayTUN(t testing.TB, w *World, keys testnet.TunnelKeys) *testnet.TUNRelay {
 	t.Helper()
-	name = relayTUN(w)
-	process = testnet.Start(t, "the relay's wireguard-go", w.Relay.Command(testnet.WireGuardGo(t), "-f", name))
-	testnet.Eventually(t, 10*time.Second, func() error { return exec.Command("wg", "show", name).Run() })
-	configureRelay(t, w, name, keys)
-	return name, process
-}
-
-// relayTUN is the name of the relay's interface. wireguard-go keeps the
-// control sockets of all namespaces in one folder; a name of this form is
-// removed after a run that was killed.
-func relayTUN(w *World) string {
-	return "wg" + strings.TrimSuffix(strings.TrimPrefix(w.Relay.Name, "hw"), "-relay") + "r"
-}
-
-// configureRelay gives a WireGuard interface on the relay its keys and its
-// address in the tunnel, and brings it up.
-func configureRelay(t testing.TB, w *World, name string, keys testnet.TunnelKeys) {
-	t.Helper()
-	config := filepath.Join(testnet.Folder(t), "wg.conf")
-	testnet.WriteFile(t, config, fmt.Appendf(nil, `[Interface]
-PrivateKey = %s
-ListenPort = 51820
-[Peer]
-PublicKey = %s
-AllowedIPs = %s/32
-`, keys.Relay.Private, keys.Home.Public, testnet.HomeTunnelIP), 0o600)
-	w.Relay.Output(t, "wg", "setconf", name, config)
-	w.Relay.IP(t,
-		fmt.Sprintf("addr add %s/24 dev %s", testnet.RelayTunnelIP, name),
-		fmt.Sprintf("link set %s mtu 1420 up", name),
-	)
-}
-
-// forwardHome makes the relay's kernel forward TCP ports and UDPPorts through a
-// tunnel's interface to home's address in the tunnel.
-func forwardHome(t testing.TB, w *World, tun string, ports []int) {
-	t.Helper()
-	w.Relay.Sysctl(t, "net.ipv4.ip_forward", "1")
-	w.Relay.NFT(t, fmt.Sprintf(`
-table ip home {
-	chain in {
-		type nat hook prerouting priority dstnat
-		iifname "eth0" tcp dport { %s } dnat to %s
-		iifname "eth0" udp dport { %s } dnat to %s
-	}
-	chain out {
-		type nat hook postrouting priority srcnat
-		oifname "%s" masquerade
-	}
-}`, nftPorts(ports), testnet.HomeTunnelIP, nftPorts(UDPPorts), testnet.HomeTunnelIP, tun))
-}
-
-// nftPorts is what nft has between the braces of a set of ports.
-func nftPorts(ports []int) string {
-	return strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
+	relay := testnet.NewTUNRelay(w.Relay, keys)
+	relay.Up(t)
+	return relay
 }
 
 // stockNetstack is a relay of wireguard-go's own netstack, as several

@@ -134,7 +134,7 @@ func TestSyslog(t *testing.T) {
 			}
 			input := filepath.Join(testnet.Folder(t), "in")
 			testnet.WriteFile(t, input, []byte(strings.Join(want, "\n")+"\n"), 0o644)
-			StartRsyslog(t, namespace, server, testnet.Domain, mode, "test", input)
+			StartRsyslog(t, namespace, server, Rsyslog{Host: testnet.Domain, Mode: mode, Program: "test", Input: input})
 			testnet.Eventually(t, 15*time.Second, func() error {
 				if got := server.Received(t, "test"); !slices.Equal(got, want) {
 					return fmt.Errorf("received %q", got)

@@ -2,6 +2,7 @@ package services
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,14 +54,44 @@ log { source(tls); destination(received); };
 // Received lists the messages of a program, in the order in which they came.
 func (s *SyslogNG) Received(t testing.TB, program string) []string {
 	t.Helper()
-	content, err := os.ReadFile(s.file)
-	if err != nil && !os.IsNotExist(err) {
+	return s.Follow(program).Next(t)
+}
+
+// Follow returns the messages of a program from the first one on.
+func (s *SyslogNG) Follow(program string) *Messages {
+	return &Messages{path: s.file, prefix: program + " "}
+}
+
+// Messages are those that a server has received of a program.
+type Messages struct {
+	path, prefix string
+	read         int64 // bytes of the file
+}
+
+// Next lists the messages that have come since it was called last, in the order
+// in which they came.
+func (m *Messages) Next(t testing.TB) (messages []string) {
+	t.Helper()
+	file, err := os.Open(m.path)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	var messages []string
+	defer file.Close()
+	content, err := io.ReadAll(io.NewSectionReader(file, m.read, 1<<40))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for line := range strings.Lines(string(content)) {
-		if message, ok := strings.CutPrefix(line, program+" "); ok {
-			messages = append(messages, strings.TrimSuffix(message, "\n"))
+		whole, ended := strings.CutSuffix(line, "\n")
+		if !ended {
+			break
+		}
+		m.read += int64(len(line))
+		if message, ok := strings.CutPrefix(whole, m.prefix); ok {
+			messages = append(messages, message)
 		}
 	}
 	return messages
@@ -86,11 +117,40 @@ func rsyslogFolder(t testing.TB) string {
 	return ""
 }
 
-// StartRsyslog starts a rsyslog in a namespace that reads messages from a
-// file, one a line, as a program's, and sends them over mutual TLS to
-// host:6514. The server is authenticated by mode: "x509/name", so that it
-// must be SyslogName, or "x509/certvalid".
-func StartRsyslog(t testing.TB, namespace *testnet.Namespace, server *SyslogNG, host, mode, program, input string) *testnet.Process {
+// Rsyslog is what a rsyslog reads and where it sends that.
+type Rsyslog struct {
+	// Host is where the server is reached, at port 6514.
+	Host string
+
+	// Mode is how the server is authenticated: "x509/name", so that it must be
+	// SyslogName, or "x509/certvalid".
+	Mode string
+
+	// Program is whose the messages are that are the lines of the file Input.
+	Program, Input string
+
+	// Spool is the folder in which messages wait that do not fit into memory
+	// while the server takes none. If it is empty they wait in the file.
+	Spool string
+}
+
+// spoolBegin is how many messages wait in memory before more of them go to
+// disk: a second or two of a busy program's, so that an outage needs the disk.
+const spoolBegin = 500
+
+// queue is the queue of the action that sends.
+func (r *Rsyslog) queue() string {
+	if r.Spool == "" {
+		return ""
+	}
+	return fmt.Sprintf(`queue.type="LinkedList" queue.filename="forward" queue.spoolDirectory=%q
+		queue.size="%d" queue.highWatermark="%d" queue.lowWatermark="%d" queue.maxDiskSpace="1g" queue.saveOnShutdown="on"`,
+		r.Spool, 2*spoolBegin, spoolBegin, spoolBegin/5)
+}
+
+// StartRsyslog starts a rsyslog in a namespace that sends what it reads over
+// mutual TLS, and tries for ever.
+func StartRsyslog(t testing.TB, namespace *testnet.Namespace, server *SyslogNG, r Rsyslog) *testnet.Process {
 	t.Helper()
 	unpacked := rsyslogFolder(t)
 	folder := testnet.Folder(t)
@@ -108,7 +168,7 @@ func StartRsyslog(t testing.TB, namespace *testnet.Namespace, server *SyslogNG, 
 		libraries = filepath.Dir(found[0])
 	}
 	permitted := ""
-	if mode == "x509/name" {
+	if r.Mode == "x509/name" {
 		permitted = fmt.Sprintf("StreamDriverPermittedPeers=%q", SyslogName)
 	}
 	config := filepath.Join(folder, "rsyslog.conf")
@@ -126,9 +186,10 @@ ruleset(name="out") {
 	action(type="omfwd" target=%q port="6514" protocol="tcp"
 		TCP_Framing="octet-counted" template="RSYSLOG_SyslogProtocol23Format"
 		StreamDriver="gtls" StreamDriverMode="1" StreamDriverAuthMode=%q %s
-		action.resumeRetryCount="-1" action.resumeInterval="1")
+		action.resumeRetryCount="-1" action.resumeInterval="1"
+		%s)
 }
-`, folder, server.ca.File, certificate.Cert, certificate.Key, input, program, host, mode, permitted), 0o644)
+`, folder, server.ca.File, certificate.Cert, certificate.Key, r.Input, r.Program, r.Host, r.Mode, permitted, r.queue()), 0o644)
 
 	cmd := namespace.Command(binary, "-n", "-f", config,
 		"-i", filepath.Join(folder, "pid"),

@@ -219,6 +219,26 @@ func (i *Internet) Renumber(deprecated bool) error {
 	return nil
 }
 
+// Cut cuts home's line: every packet between its router and the world is lost,
+// and nobody is told.
+func (i *Internet) Cut(t testing.TB) {
+	t.Helper()
+	i.Core.NFT(t, `
+table inet cut {
+	chain forward {
+		type filter hook forward priority filter
+		iifname "router" drop
+		oifname "router" drop
+	}
+}`)
+}
+
+// Mend ends what Cut began.
+func (i *Internet) Mend(t testing.TB) {
+	t.Helper()
+	i.Core.NFT(t, "delete table inet cut")
+}
+
 // cable lays a cable between two namespaces.
 func cable(t testing.TB, host *Namespace, eth string, router *Namespace, name string) {
 	t.Helper()
