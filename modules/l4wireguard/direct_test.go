@@ -26,7 +26,10 @@ func TestDirect(t *testing.T) {
 			if err != nil {
 				return
 			}
-			go echo(c)
+			go func() {
+				defer c.Close()
+				echo(c)
+			}()
 		}
 	}()
 	port, closed := testnet.FreePort(t, "tcp"), testnet.FreePort(t, "tcp")
