@@ -13,14 +13,13 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testnet.MainWithoutLeaks(m) }
 
 // patience is how long a test waits for what must happen. It is long because
 // the machine may be busy; nothing waits for it to pass.
