@@ -129,7 +129,8 @@ run_tests() {
 	grep -E '^(ok|FAIL|panic:|# )|^ *--- FAIL' "$log" || true
 	if ((status)); then
 		say "what failed in $name"
-		failures <"$log" | tail -n 400
+		awk -f tests/failures.awk "$log" >"$work/$name.failures"
+		head -n 1000 "$work/$name.failures"
 	fi
 	while read -r reason; do left_out+=("$reason"); done < <(skipped <"$log")
 	return $status
@@ -142,17 +143,6 @@ skipped() {
 		/^ *--- SKIP: / { names[reason] = names[reason] " " $3 }
 		END { for (reason in names) print reason ":" names[reason] }
 	' | sort
-}
-
-# failures keeps the parts of a log that belong to failed tests.
-failures() {
-	awk '
-		/^=== (RUN|CONT|NAME|PAUSE)/ { next }
-		/^(---|    ---) (PASS|SKIP)/ { text = ""; next }
-		/^ok / { text = ""; next }
-		{ text = text $0 "\n" }
-		/^(---|    ---|        ---) FAIL|^FAIL|^panic:/ { printf "%s", text; text = "" }
-	'
 }
 
 status=0
@@ -169,6 +159,8 @@ say "summary, after $((SECONDS - begin)) s"
 # outcomes WORD counts the tests and their cases that ended so.
 outcomes() { cat "$work/packages.log" "$work/system.log" | grep -cE "^\s*--- $1" || true; }
 echo "$(outcomes PASS) passed, $(outcomes FAIL) failed, $(outcomes SKIP) skipped (tests and their cases)"
+# Once more, for who sees the end of a log alone.
+cat "$work"/*.failures 2>/dev/null | grep -E '^(--- |FAIL)' || true
 for reason in "${left_out[@]}"; do echo "left out: $reason"; done
 if [[ -s $work/figures ]]; then cat "$work/figures"; fi
 exit $status

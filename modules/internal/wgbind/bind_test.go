@@ -10,11 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testnet.MainWithoutLeaks(m) }
 
 func open(t *testing.T, b *Bind, port uint16) ([]conn.ReceiveFunc, uint16) {
 	t.Helper()

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // Config says what stack a test wants.
@@ -211,8 +212,11 @@ func checkLeaks(t *testing.T) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() {
-		if !t.Failed() {
-			goleak.VerifyNone(t, before)
+		if t.Failed() {
+			return
+		}
+		if err := testnet.FindLeaks(before); err != nil {
+			t.Error(err)
 		}
 	})
 }
