@@ -158,8 +158,12 @@ func (s *Stack) replace() error {
 	if s.closed {
 		return net.ErrClosed
 	}
-	s.logger.Error("all processes that hold the tunnel's network namespace have died at once; making another, and resetting the connections of the old one")
-	return s.move(s.wanted.congestion)
+	s.logger.Error("all processes that hold the tunnel's network namespace have died at once; making another")
+	if err := s.move(s.wanted.congestion); err != nil {
+		return err
+	}
+	s.logger.Warn("the tunnel has another network namespace; the connections of the old one were reset")
+	return nil
 }
 
 // flush waits until the device's reader has taken what the kernel has sent, but not
