@@ -2,6 +2,7 @@ package kernelns
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -29,7 +30,17 @@ func (s *Stack) DialTCP(ctx context.Context, local, remote netip.AddrPort) (nets
 }
 
 func (s *Stack) dialTCP(ctx context.Context, local, remote netip.AddrPort) (*tcpConn, error) {
-	d, err := s.prepareDial(ctx, unix.SOCK_STREAM, local, remote)
+	for {
+		p := s.place.Load()
+		conn, err := s.dialTCPAt(ctx, p, local, remote)
+		if err == nil || !s.elsewhere(ctx, p, err) {
+			return conn, err
+		}
+	}
+}
+
+func (s *Stack) dialTCPAt(ctx context.Context, p *place, local, remote netip.AddrPort) (*tcpConn, error) {
+	d, err := s.prepareDial(ctx, p, unix.SOCK_STREAM, local, remote)
 	if err != nil {
 		return nil, err
 	}
@@ -38,12 +49,12 @@ func (s *Stack) dialTCP(ctx context.Context, local, remote netip.AddrPort) (*tcp
 	// on its port.
 	_ = unix.SetsockoptInt(d.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	_ = unix.SetsockoptInt(d.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentMax)
-	conn, err := d.connected(s.connect(ctx, d.file, d.fd, sockaddr(remote, d.domain)))
+	conn, err := d.connected(s.connect(ctx, p, d.file, d.fd, sockaddr(remote, d.domain)))
 	if err != nil {
 		return nil, err
 	}
 	s.tune(conn.(*net.TCPConn))
-	added, err := s.open.addTCP(conn.(*net.TCPConn), d.client)
+	added, err := s.open.addTCP(conn.(*net.TCPConn), p, d.client)
 	if err != nil {
 		conn.Close()
 		d.client.leave()
@@ -66,7 +77,17 @@ func (s *Stack) DialUDP(ctx context.Context, local, remote netip.AddrPort) (nets
 }
 
 func (s *Stack) dialUDP(ctx context.Context, local, remote netip.AddrPort) (*udpConn, error) {
-	d, err := s.prepareDial(ctx, unix.SOCK_DGRAM, local, remote)
+	for {
+		p := s.place.Load()
+		conn, err := s.dialUDPAt(ctx, p, local, remote)
+		if err == nil || !s.elsewhere(ctx, p, err) {
+			return conn, err
+		}
+	}
+}
+
+func (s *Stack) dialUDPAt(ctx context.Context, p *place, local, remote netip.AddrPort) (*udpConn, error) {
+	d, err := s.prepareDial(ctx, p, unix.SOCK_DGRAM, local, remote)
 	if err != nil {
 		return nil, err
 	}
@@ -78,12 +99,25 @@ func (s *Stack) dialUDP(ctx context.Context, local, remote netip.AddrPort) (*udp
 	if err != nil {
 		return nil, err
 	}
-	added, err := s.open.addUDP(conn.(*net.UDPConn), d.client)
+	added, err := s.open.addUDP(conn.(*net.UDPConn), p, d.client)
 	if err != nil {
 		conn.Close()
 		d.client.leave()
 	}
 	return added, err
+}
+
+// elsewhere tells whether a dial that has failed at a place is to be made again,
+// since the stack is at another one by now. If the place is lost it waits for that.
+func (s *Stack) elsewhere(ctx context.Context, p *place, err error) bool {
+	if errors.Is(err, errLost) {
+		select {
+		case <-p.life.Done():
+		case <-ctx.Done():
+		case <-s.life.Done():
+		}
+	}
+	return p.life.Err() != nil && ctx.Err() == nil && s.life.Err() == nil
 }
 
 // dialing is a socket that has its source and is to be connected.
@@ -95,14 +129,13 @@ type dialing struct {
 }
 
 // prepareDial takes a socket for a dial that may lead somewhere.
-func (s *Stack) prepareDial(ctx context.Context, kind int, local, remote netip.AddrPort) (*dialing, error) {
+func (s *Stack) prepareDial(ctx context.Context, p *place, kind int, local, remote netip.AddrPort) (*dialing, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	if err := netstack.CheckDial(*s.addresses.Load(), local, remote); err != nil {
 		return nil, err
 	}
-	p := s.place.Load()
 	stock := p.stocks.of(kind, remote.Addr())
 	fd, err := stock.take()
 	if err != nil {
@@ -166,8 +199,8 @@ func (s *Stack) bindSource(p *place, fd, domain int, local netip.AddrPort) (clie
 	return client, nil
 }
 
-// connect connects a socket that does not block.
-func (s *Stack) connect(ctx context.Context, file *os.File, fd int, to unix.Sockaddr) error {
+// connect connects a socket of a place, which does not block.
+func (s *Stack) connect(ctx context.Context, p *place, file *os.File, fd int, to unix.Sockaddr) error {
 	err := unix.Connect(fd, to)
 	if err != unix.EINPROGRESS && err != unix.EINTR && err != unix.EALREADY {
 		return err
@@ -179,6 +212,7 @@ func (s *Stack) connect(ctx context.Context, file *os.File, fd int, to unix.Sock
 	stop := func() { _ = file.SetWriteDeadline(time.Unix(1, 0)) }
 	defer context.AfterFunc(ctx, stop)()
 	defer context.AfterFunc(s.life, stop)()
+	defer context.AfterFunc(p.life, stop)()
 	var connectErr error
 	err = raw.Write(func(fd uintptr) (done bool) {
 		number, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
@@ -200,6 +234,8 @@ func (s *Stack) connect(ctx context.Context, file *os.File, fd int, to unix.Sock
 		return ctx.Err()
 	case s.life.Err() != nil:
 		return net.ErrClosed
+	case p.life.Err() != nil:
+		return errLeft
 	}
 	return err
 }

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
+	"github.com/homeward-relay/homeward/modules/internal/netstack/kernelns/holder"
 )
 
 // ownerEnv makes the test binary a program that has a stack and waits to be
@@ -151,6 +152,13 @@ func TestHolderReplaced(t *testing.T) {
 func loseNamespace(t *testing.T, s *Stack) {
 	t.Helper()
 	former := s.place.Load()
+	loseHolders(t, s)
+	eventually(t, "another namespace", func() bool { return s.place.Load() != former })
+}
+
+// loseHolders kills both holders at once.
+func loseHolders(t *testing.T, s *Stack) {
+	t.Helper()
 	// Stopped ones cannot start a successor for each other in between.
 	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
 		for _, pid := range holders(s) {
@@ -159,7 +167,6 @@ func loseNamespace(t *testing.T, s *Stack) {
 			}
 		}
 	}
-	eventually(t, "another namespace", func() bool { return s.place.Load() != former })
 }
 
 // reach connects the stack to itself at address, as soon as that listens.
@@ -250,6 +257,90 @@ func TestNamespaceReplaced(t *testing.T) {
 	if logs.FilterMessageSnippet("have died at once").Len() == 0 {
 		t.Error("nothing in the log")
 	}
+}
+
+// TestNothingLeftBehind opens connections while another namespace is being made,
+// which takes its time on a busy machine: until then they work, and then they end.
+func TestNothingLeftBehind(t *testing.T) {
+	s, logs := newTestStack(t)
+	listener, err := s.ListenTCP(netip.MustParseAddrPort("[::]:8080"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	datagrams, err := s.ListenUDP(netip.MustParseAddrPort("[::]:8080"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer datagrams.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	dial := func() (tcp, udp net.Conn) {
+		t.Helper()
+		tcp, err := s.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.1:8080"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { tcp.Close() })
+		udp, err = s.DialUDP(ctx, netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.1:8080"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { udp.Close() })
+		return tcp, udp
+	}
+	oldTCP, oldUDP := dial() // and there are some blank sockets from now on
+	oldAccepted, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer oldAccepted.Close()
+
+	former := s.place.Load()
+	starting.Lock() // nobody starts a holder
+	loseHolders(t, s)
+	eventually(t, "the loss", func() bool { return logs.FilterMessageSnippet("have died at once").Len() > 0 })
+	exchange(t, oldTCP, oldAccepted)
+	tcp, udp := dial()
+	accepted, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	exchange(t, tcp, accepted)
+	// When there are no blank sockets left, a dial waits for the others.
+	former.stocks.tcp4.mu.Lock()
+	holder.CloseAll(former.stocks.tcp4.stock)
+	former.stocks.tcp4.stock = nil
+	former.stocks.tcp4.mu.Unlock()
+	waited := make(chan error, 1)
+	go func() {
+		conn, err := s.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort("10.77.0.1:8080"))
+		if err == nil {
+			conn.Close()
+		}
+		waited <- err
+	}()
+	select {
+	case err := <-waited:
+		t.Errorf("a dial did not wait for the new namespace: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	starting.Unlock()
+
+	for name, conn := range map[string]net.Conn{
+		"old TCP": oldTCP, "old UDP": oldUDP, "old accepted": oldAccepted, "TCP": tcp, "UDP": udp, "accepted": accepted,
+	} {
+		conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s, of the old namespace, ended with %v", name, err)
+		}
+	}
+	// It may have been refused in the moment in which nobody listened yet.
+	if err := <-waited; err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("the dial that waited: %v", err)
+	}
+	reach(t, s, "10.77.0.1:8080")
 }
 
 // TestNothingLeft closes stacks and counts what is left of them.

@@ -1,6 +1,7 @@
 package kernelns
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -109,12 +110,15 @@ func (s *Stack) newUDPListener(local netip.AddrPort) (netstack.UDPConn, error) {
 		return nil, err
 	}
 	if local.Port() == 0 {
-		conn, err := s.open.addUDP(socket, nil)
-		if err != nil {
-			_ = socket.Close()
-			return nil, err
+		conn, err := s.open.addUDP(socket, p, nil)
+		if err == nil {
+			return conn, nil
 		}
-		return conn, nil
+		_ = socket.Close()
+		if errors.Is(err, errLeft) {
+			return s.newUDPListener(local)
+		}
+		return nil, err
 	}
 	l := new(udpListener)
 	l.kept = kept[*net.UDPConn]{stack: s, network: "udp", local: local, listen: listenUDP, restore: l.restore, place: p, socket: socket}

@@ -92,17 +92,28 @@ func (k *kept[S]) follow() error {
 }
 
 func (k *kept[S]) current() S {
+	socket, _ := k.currentAt()
+	return socket
+}
+
+// currentAt is current, with the place that the socket is at.
+func (k *kept[S]) currentAt() (S, *place) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.socket
+	return k.socket, k.place
 }
 
 // through does something with the socket, and again with its successor when it
 // has been replaced meanwhile.
 func (k *kept[S]) through(do func(S) error) error {
+	return k.throughAt(func(socket S, _ *place) error { return do(socket) })
+}
+
+// throughAt is through for who wants to know the socket's place.
+func (k *kept[S]) throughAt(do func(S, *place) error) error {
 	for {
-		socket := k.current()
-		err := do(socket)
+		socket, at := k.currentAt()
+		err := do(socket, at)
 		if errors.Is(err, net.ErrClosed) && k.current() != socket {
 			continue
 		}
@@ -142,20 +153,27 @@ type tcpListener struct {
 
 // Accept waits for the next connection, which is a netstack.TCPConn.
 func (l *tcpListener) Accept() (net.Conn, error) {
-	var conn *net.TCPConn
-	if err := l.through(func(socket *net.TCPListener) (err error) {
-		conn, err = socket.AcceptTCP()
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	l.tune(conn)
-	added, err := l.stack.open.addTCP(conn, nil)
-	if err != nil {
+	for {
+		var conn *net.TCPConn
+		var at *place
+		if err := l.throughAt(func(socket *net.TCPListener, p *place) (err error) {
+			at = p
+			conn, err = socket.AcceptTCP()
+			return err
+		}); err != nil {
+			return nil, err
+		}
+		l.tune(conn)
+		added, err := l.stack.open.addTCP(conn, at, nil)
+		if err == nil {
+			return added, nil
+		}
+		_ = conn.SetLinger(0)
 		conn.Close()
-		return nil, opError("accept", "tcp", nil, l.Addr(), err)
+		if !errors.Is(err, errLeft) {
+			return nil, opError("accept", "tcp", nil, l.Addr(), err)
+		}
 	}
-	return added, nil
 }
 
 // Addr returns the *net.TCPAddr that the listener is bound to.

@@ -1,6 +1,7 @@
 package kernelns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -20,6 +21,10 @@ type place struct {
 	stocks  stocks
 	clients *clients
 	ipv6    bool
+
+	// life ends when the stack leaves the place, for another one or for good.
+	life  context.Context
+	leave context.CancelFunc
 
 	// binding is held by the one UDP listener that binds.
 	binding sync.Mutex
@@ -43,6 +48,7 @@ func newPlace(w wanted, logger *zap.Logger) (_ *place, err error) {
 		return nil, err
 	}
 	p := &place{namespace: n, stocks: newStocks(n), clients: newClients(n)}
+	p.life, p.leave = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			p.close()
@@ -160,6 +166,7 @@ func (p *place) wantedRoutes(w wanted) []route {
 
 // close ends what the place has but its TUN, which is the device's to close.
 func (p *place) close() {
+	p.leave()
 	p.clients.close()
 	p.stocks.close()
 	p.namespace.close()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -23,8 +24,13 @@ import (
 // rate.
 const unsentMax = 2 << 20
 
+// errLeft means that a socket is of a place that the stack has left.
+var errLeft = errors.New("the network namespace has been replaced meanwhile")
+
 // openSockets are a stack's sockets, which end with it.
 type openSockets struct {
+	place *atomic.Pointer[place] // the stack's
+
 	mu        sync.Mutex
 	conns     map[*tcpConn]struct{}
 	datagrams map[*udpConn]struct{}
@@ -37,6 +43,7 @@ type openSockets struct {
 type tcpConn struct {
 	*net.TCPConn
 	open   *openSockets
+	place  *place
 	client *clientRef
 	once   sync.Once
 }
@@ -45,6 +52,7 @@ type tcpConn struct {
 type udpConn struct {
 	*net.UDPConn
 	open      *openSockets
+	place     *place
 	client    *clientRef
 	connected bool
 	once      sync.Once
@@ -62,12 +70,13 @@ func (r *clientRef) leave() {
 	}
 }
 
-func (o *openSockets) addTCP(conn *net.TCPConn, client *clientRef) (*tcpConn, error) {
-	c := &tcpConn{TCPConn: conn, open: o, client: client}
+// addTCP takes a connection of a place over, unless that has been left.
+func (o *openSockets) addTCP(conn *net.TCPConn, at *place, client *clientRef) (*tcpConn, error) {
+	c := &tcpConn{TCPConn: conn, open: o, place: at, client: client}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed {
-		return nil, net.ErrClosed
+	if err := o.check(at); err != nil {
+		return nil, err
 	}
 	if o.conns == nil {
 		o.conns = make(map[*tcpConn]struct{})
@@ -76,18 +85,31 @@ func (o *openSockets) addTCP(conn *net.TCPConn, client *clientRef) (*tcpConn, er
 	return c, nil
 }
 
-func (o *openSockets) addUDP(conn *net.UDPConn, client *clientRef) (*udpConn, error) {
-	c := &udpConn{UDPConn: conn, open: o, client: client, connected: conn.RemoteAddr() != nil}
+// addUDP is addTCP for a UDP socket.
+func (o *openSockets) addUDP(conn *net.UDPConn, at *place, client *clientRef) (*udpConn, error) {
+	c := &udpConn{UDPConn: conn, open: o, place: at, client: client, connected: conn.RemoteAddr() != nil}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed {
-		return nil, net.ErrClosed
+	if err := o.check(at); err != nil {
+		return nil, err
 	}
 	if o.datagrams == nil {
 		o.datagrams = make(map[*udpConn]struct{})
 	}
 	o.datagrams[c] = struct{}{}
 	return c, nil
+}
+
+// check says why there can be no more sockets of a place. o.mu is held: what is
+// added before the place is left is found by resetLeft.
+func (o *openSockets) check(at *place) error {
+	if o.closed {
+		return net.ErrClosed
+	}
+	if o.place.Load() != at {
+		return errLeft
+	}
+	return nil
 }
 
 func (o *openSockets) addListener(l listener) error {
@@ -149,17 +171,13 @@ func (c *udpConn) Close() error {
 // resetAll resets every connection and closes every UDP socket that does not
 // listen.
 func (o *openSockets) resetAll() {
-	o.mu.Lock()
-	conns, datagrams := o.conns, o.datagrams
-	o.conns, o.datagrams = nil, nil
-	o.mu.Unlock()
-	for c := range conns {
-		_ = c.SetLinger(0)
-		_ = c.Close()
-	}
-	for c := range datagrams {
-		_ = c.Close()
-	}
+	o.resetThose(func(*tcpConn) bool { return true }, func(*udpConn) bool { return true })
+}
+
+// resetLeft is resetAll for those that are not of the stack's present place.
+func (o *openSockets) resetLeft() {
+	present := o.place.Load()
+	o.resetThose(func(c *tcpConn) bool { return c.place != present }, func(c *udpConn) bool { return c.place != present })
 }
 
 // reset resets the connections, and closes the connected UDP sockets, of whose
@@ -174,16 +192,25 @@ func (o *openSockets) reset(is func(local, remote netip.Addr) bool) int {
 		}
 		return netip.Addr{}
 	}
+	return o.resetThose(
+		func(c *tcpConn) bool { return is(ip(c.LocalAddr()), ip(c.RemoteAddr())) },
+		func(c *udpConn) bool { return c.connected && is(ip(c.LocalAddr()), ip(c.RemoteAddr())) },
+	)
+}
+
+// resetThose resets some connections, closes some UDP sockets, and returns how many
+// there were.
+func (o *openSockets) resetThose(stream func(*tcpConn) bool, datagram func(*udpConn) bool) int {
 	var conns []*tcpConn
 	var datagrams []*udpConn
 	o.mu.Lock()
 	for c := range o.conns {
-		if is(ip(c.LocalAddr()), ip(c.RemoteAddr())) {
+		if stream(c) {
 			conns = append(conns, c)
 		}
 	}
 	for c := range o.datagrams {
-		if c.connected && is(ip(c.LocalAddr()), ip(c.RemoteAddr())) {
+		if datagram(c) {
 			datagrams = append(datagrams, c)
 		}
 	}

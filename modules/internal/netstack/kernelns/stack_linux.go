@@ -17,8 +17,7 @@ import (
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
-// flushTimeout bounds how long Close waits for the last resets to be read from
-// the device.
+// flushTimeout bounds how long flush waits for resets to be read from the device.
 const flushTimeout = 250 * time.Millisecond
 
 // retryAfter is how long tend waits before it tries again what has failed.
@@ -68,6 +67,7 @@ func newStack(config Config) (*Stack, error) {
 		return nil, err
 	}
 	s := &Stack{logger: config.Logger}
+	s.open.place = &s.place
 	s.life, s.end = context.WithCancel(context.Background())
 	if s.logger == nil {
 		s.logger = zap.NewNop()
@@ -87,7 +87,9 @@ func newStack(config Config) (*Stack, error) {
 	return s, nil
 }
 
-// move makes a new place and leaves the former, if there is one.
+// move makes a new place and leaves the former, if there is one. What is open
+// there goes on until then, and is reset when nothing can be opened there any more:
+// nobody would ever hear again of what was left behind.
 func (s *Stack) move(congestion string) error {
 	p, err := newPlace(s.wanted, s.logger)
 	if err != nil {
@@ -106,10 +108,16 @@ func (s *Stack) move(congestion string) error {
 		p.tun.Close()
 		return err
 	}
-	if former := s.place.Swap(p); former != nil {
-		former.close()
+	former := s.place.Swap(p)
+	if former == nil {
+		s.device.use(tun)
+		return nil
 	}
+	former.leave()
+	s.open.resetLeft()
+	s.flush() // the resets
 	s.device.use(tun)
+	former.close()
 	return nil
 }
 
@@ -143,17 +151,27 @@ func (s *Stack) tend() {
 	}
 }
 
-// replace makes another namespace. Connections end, and whoever has them is to
-// notice at once.
+// replace makes another namespace.
 func (s *Stack) replace() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return net.ErrClosed
 	}
-	s.logger.Error("all processes that hold the tunnel's network namespace have died at once; making another, and resetting the connections of the old one")
-	s.open.resetAll()
-	return s.move(s.wanted.congestion)
+	s.logger.Error("all processes that hold the tunnel's network namespace have died at once; making another")
+	if err := s.move(s.wanted.congestion); err != nil {
+		return err
+	}
+	s.logger.Warn("the tunnel has another network namespace; the connections of the old one were reset")
+	return nil
+}
+
+// flush waits until the device's reader has taken what the kernel has sent, but not
+// for long.
+func (s *Stack) flush() {
+	for deadline := time.Now().Add(flushTimeout); !s.device.drained() && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // Device is the TUN for wireguard-go.
@@ -248,10 +266,7 @@ func (s *Stack) Close() error {
 		s.tending.Wait()
 
 		s.open.close()
-		deadline := time.Now().Add(flushTimeout)
-		for !s.device.drained() && time.Now().Before(deadline) {
-			time.Sleep(time.Millisecond)
-		}
+		s.flush()
 		s.device.use(nil)
 		s.place.Load().close()
 		s.device.events.Close()
