@@ -203,12 +203,17 @@ func TestChangesSendsDifferencesOnly(t *testing.T) {
 	}{
 		{"nothing", func(*Config) {}, ""},
 		{"a name", func(c *Config) { c.Peers[0].Name = "z" }, ""},
-		{"keepalive", func(c *Config) { c.Peers[0].PersistentKeepalive = 0 }, a + update + "persistent_keepalive_interval=0\n"},
+		{"a keepalive is the keeper's", func(c *Config) { c.Peers[0].PersistentKeepalive = 0 }, ""},
 		{"endpoint", func(c *Config) { c.Peers[1].Endpoint = "[2001:db8::1]:51820" }, b + update + "endpoint=[2001:db8::1]:51820\n"},
 		{"an endpoint that becomes a name is the keeper's", func(c *Config) { c.Peers[1].Endpoint = "home.example.org:51820" }, ""},
 		{"preshared key", func(c *Config) { c.Peers[1].PresharedKey = PresharedKey{1} }, b + update + "preshared_key=01" + strings.Repeat("00", 31) + "\n"},
 		{"removed", func(c *Config) { c.Peers = c.Peers[:1] }, b + "remove=true\n"},
 		{"added", func(c *Config) { c.Peers = append(slices.Clone(c.Peers), peer(3, "c", "10.0.0.4/32")) }, "public_key=" + hexKey(key(3)) + "\nallowed_ip=10.0.0.4/32\n"},
+		{"added, with a keepalive that is the keeper's", func(c *Config) {
+			added := peer(3, "c", "10.0.0.4/32")
+			added.Endpoint, added.PersistentKeepalive = "192.0.2.3:51820", 25*time.Second
+			c.Peers = append(slices.Clone(c.Peers), added)
+		}, "public_key=" + hexKey(key(3)) + "\nallowed_ip=10.0.0.4/32\nendpoint=192.0.2.3:51820\n"},
 		{
 			"a prefix moves: first away, then there",
 			func(c *Config) {
@@ -226,19 +231,5 @@ func TestChangesSendsDifferencesOnly(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", got, test.want)
 			}
 		})
-	}
-}
-
-func TestChangesHoldsBackANamedPeersKeepalive(t *testing.T) {
-	config := &Config{PrivateKey: NewPrivateKey(), Peers: []Peer{
-		{Name: "a", PublicKey: key(1), AllowedIPs: prefixes("10.0.0.2/32"), Endpoint: "relay.example.org:51820", PersistentKeepalive: 25 * time.Second},
-	}}
-	got := changes(nil, config)
-	if strings.Contains(got, "endpoint") || strings.Contains(got, "keepalive") {
-		t.Errorf("got %s", strings.SplitN(got, "\n", 2)[1])
-	}
-	later := endpointChange(&config.Peers[0], netip.MustParseAddrPort("192.0.2.1:51820"))
-	if !strings.Contains(later, "endpoint=192.0.2.1:51820\npersistent_keepalive_interval=25\n") {
-		t.Errorf("got %s", later)
 	}
 }

@@ -40,10 +40,6 @@ const (
 	// forgetTimeout is how long a tunnel that goes down waits for its last
 	// write.
 	forgetTimeout = 2 * time.Second
-
-	// callEvery is the pause between two handshakes after a start: many peers
-	// do not all answer in the same instant.
-	callEvery = 2 * time.Millisecond
 )
 
 // endpointMemory keeps where the peers that have no configured endpoint were
@@ -56,6 +52,7 @@ type endpointMemory struct {
 	life   context.Context
 	end    context.CancelFunc
 	device *device.Device
+	calls  *calls
 
 	// wake makes the keeper look at once.
 	wake func()
@@ -71,7 +68,7 @@ type endpointMemory struct {
 	failed bool // at the last write, which was logged
 	next   time.Time
 
-	calls sync.WaitGroup
+	storing sync.WaitGroup
 }
 
 // heardAt is where and when a peer was heard.
@@ -85,7 +82,7 @@ type storedEndpoints struct {
 	Peers map[string]heardAt `json:"peers"` // by public key
 }
 
-func newEndpointMemory(ctx context.Context, own PublicKey, dev *device.Device, wake func()) *endpointMemory {
+func newEndpointMemory(ctx context.Context, own PublicKey, dev *device.Device, calls *calls, wake func()) *endpointMemory {
 	life, end := context.WithCancel(ctx)
 	return &endpointMemory{
 		own:  own,
@@ -94,6 +91,7 @@ func newEndpointMemory(ctx context.Context, own PublicKey, dev *device.Device, w
 		// A public key in base64 is no name of a file.
 		key:    "wireguard/" + hexKey(own) + "/endpoints.json",
 		device: dev,
+		calls:  calls,
 		wake:   wake,
 		known:  make(map[PublicKey]heardAt),
 	}
@@ -110,7 +108,7 @@ func (m *endpointMemory) look(store Store, peers []Peer, status map[PublicKey]Pe
 	if !m.loaded {
 		if !m.busy {
 			m.busy = true
-			m.calls.Go(func() { m.load(store, logger) })
+			m.storing.Go(func() { m.load(store, logger) })
 		}
 		return
 	}
@@ -127,7 +125,7 @@ func (m *endpointMemory) look(store Store, peers []Peer, status map[PublicKey]Pe
 	if m.dirty && !m.busy && now.After(m.next) {
 		m.busy, m.dirty, m.next = true, false, now.Add(rememberEvery)
 		value, err := m.encode(peers)
-		m.calls.Go(func() { m.write(m.life, storeTimeout, store, value, err, logger) })
+		m.storing.Go(func() { m.write(m.life, storeTimeout, store, value, err, logger) })
 	}
 }
 
@@ -145,10 +143,9 @@ func (m *endpointMemory) note(status map[PublicKey]PeerStatus, now time.Time) {
 	}
 }
 
-// call points peers at where they were last heard, and begins their handshakes
-// one after the other. m.mu is held.
+// call points peers at where they were last heard, and begins their handshakes.
+// m.mu is held.
 func (m *endpointMemory) call(peers []Peer, logger *zap.Logger) {
-	var called []*device.Peer
 	for i := range peers {
 		peer := &peers[i]
 		endpoint := m.known[peer.PublicKey].Endpoint
@@ -162,29 +159,14 @@ func (m *endpointMemory) call(peers []Peer, logger *zap.Logger) {
 		// is there, and a second one within 16 ms has the same timestamp, which
 		// the peer takes for a replay, as often as it is sent again.
 		known.ExpireCurrentKeypairs()
-		if err := m.device.IpcSet(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", hexKey(peer.PublicKey), endpoint)); err != nil {
+		if err := m.device.IpcSet(endpointChange(peer.PublicKey, endpoint)); err != nil {
 			logger.Error("setting peer's endpoint", zap.String("peer", peer.Name), zap.Error(err))
 			delete(m.known, peer.PublicKey)
 			continue
 		}
 		logger.Info("calling peer where it was last heard", zap.String("peer", peer.Name), zap.Stringer("endpoint", endpoint))
-		called = append(called, known)
+		m.calls.handshake(m.device, peer.PublicKey)
 	}
-	if len(called) == 0 {
-		return
-	}
-	m.calls.Go(func() {
-		pause := time.NewTicker(callEvery)
-		defer pause.Stop()
-		for _, peer := range called {
-			_ = peer.SendHandshakeInitiation(false)
-			select {
-			case <-m.life.Done():
-				return
-			case <-pause.C:
-			}
-		}
-	})
 }
 
 // load takes what the store has. What cannot be read is as good as nothing.
@@ -228,7 +210,7 @@ func (m *endpointMemory) write(ctx context.Context, timeout time.Duration, store
 // yet. Nobody looks any more.
 func (m *endpointMemory) close(status map[PublicKey]PeerStatus) {
 	m.end()
-	m.calls.Wait()
+	m.storing.Wait()
 	m.mu.Lock()
 	m.note(status, time.Now())
 	m.mu.Unlock()

@@ -199,7 +199,7 @@ func TestConfiguredEndpointIsNotStored(t *testing.T) {
 func TestWritesAreFew(t *testing.T) {
 	config, _ := ends(t)
 	store := new(memoryStore)
-	m := newEndpointMemory(t.Context(), config.PrivateKey.Public(), nil, func() {})
+	m := newEndpointMemory(t.Context(), config.PrivateKey.Public(), nil, newCalls(), func() {})
 	peer := config.Peers[0]
 	look := func(i int) {
 		m.look(store, config.Peers, map[PublicKey]PeerStatus{peer.PublicKey: {

@@ -25,6 +25,10 @@ const (
 	// resolveTimeout bounds one attempt.
 	resolveTimeout = 10 * time.Second
 
+	// lookupsAtOnce bounds how many names are looked up at a time: each costs
+	// two sockets, and the resolver's patience.
+	lookupsAtOnce = 64
+
 	// unansweredAfter is how long an endpoint may leave handshakes unanswered
 	// before the next address is tried: one initiation, which is sent again
 	// four times until the next may be made (whitepaper, section 6.1), and a
@@ -81,10 +85,10 @@ func (l *live) keep(ctx context.Context) {
 			if memory != nil {
 				memory.close(nil)
 			}
-			memory = newEndpointMemory(ctx, own, l.device, l.wake)
+			memory = newEndpointMemory(ctx, own, l.device, l.calls, l.wake)
 		}
 		if slept := clock.slept(time.Now(), time.Since(began)); slept > sleptAtLeast {
-			l.callAll(ctx, &beside, status, slept)
+			l.callAll(status, slept)
 		}
 		l.notePresence(status)
 		l.stalls.look()
@@ -93,6 +97,7 @@ func (l *live) keep(ctx context.Context) {
 		l.paths.look(peers, status)
 		memory.look(config.Store, peers, status, l.log())
 		l.keepEndpoints(ctx, &beside, peers, names, routes, status)
+		l.keepKeepalives(status)
 		select {
 		case <-ctx.Done():
 			memory.close(l.statusByKey())
@@ -145,8 +150,15 @@ func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *P
 		if e.due(now, peer, cut, status, l.bind.UnansweredSince(status.Endpoint)) {
 			e.lookup = make(chan lookup, 1)
 			beside.Go(func() {
-				candidates, err := endpointCandidates(ctx, e.name)
-				e.lookup <- lookup{candidates, err}
+				var found lookup
+				select {
+				case l.lookups <- struct{}{}:
+					found.candidates, found.err = endpointCandidates(ctx, e.name)
+					<-l.lookups
+				case <-ctx.Done():
+					found.err = ctx.Err()
+				}
+				e.lookup <- found
 				l.wake()
 			})
 		}
@@ -180,14 +192,14 @@ func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *P
 		// Before the endpoint, as in endpointMemory.call.
 		known.ExpireCurrentKeypairs()
 	}
-	if err := l.device.IpcSet(endpointChange(peer, endpoint)); err != nil {
+	if err := l.device.IpcSet(endpointChange(peer.PublicKey, endpoint)); err != nil {
 		l.log().Error("setting peer's endpoint", zap.String("peer", peer.Name), zap.Error(err))
 		return
 	}
-	if known != nil && !first {
-		_ = known.SendHandshakeInitiation(false) // and not when the last one is 5 s old
+	if !first {
+		l.calls.handshake(l.device, peer.PublicKey)
 	}
-	l.wake() // for followRoutes
+	l.wake() // for the keepalive, which begins a handshake as well, and for followRoutes
 	l.log().Info("peer's endpoint resolved",
 		zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Stringer("address", endpoint))
 }

@@ -34,6 +34,8 @@ type live struct {
 	port   uint16  // the port in use, never 0
 	paths  *paths
 
+	calls    *calls
+	lookups  chan struct{} // has room for those that are under way
 	stalls   *stalls
 	repeater *repeater
 	pokes    chan netip.Addr
@@ -44,7 +46,10 @@ type live struct {
 	config   *Config    // what the device and the stack have now
 	presence map[PublicKey]*presence
 	changed  chan struct{}
-	logger   *zap.Logger
+
+	// keepalives are what the peers' are, or will be when it is their turn.
+	keepalives map[PublicKey]time.Duration
+	logger     *zap.Logger
 
 	stopKeeper context.CancelFunc
 	keeperDone chan struct{}
@@ -66,9 +71,13 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		since:    time.Now(),
 		config:   config,
 		presence: make(map[PublicKey]*presence),
+		calls:    newCalls(),
+		lookups:  make(chan struct{}, lookupsAtOnce),
 		changed:  make(chan struct{}, 1),
 		pokes:    make(chan netip.Addr, 1),
 		logger:   logger,
+
+		keepalives: make(map[PublicKey]time.Duration),
 	}
 	padded := newPaddedDevice(stack.Device(), startMTU(config))
 	l.paths = newPaths(config, stack.Ping, func(mtu int) error {
@@ -85,6 +94,7 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 		&windowBind{Bind: l.bind, out: l.out, in: l.in, stalls: l.stalls, noticed: l.wake},
 		deviceLogger(logger, l.uncross))
 	if err := l.start(); err != nil {
+		l.calls.close()
 		l.paths.close()
 		l.device.Close()
 		return nil, errors.Join(fmt.Errorf("bringing up tunnel %s: %w", name, err), l.bind.Discard(), stack.Close())
@@ -165,15 +175,21 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 		errs = append(errs, fmt.Errorf("changing the tunnel's MTU: %w", err))
 	}
 	if lines := changes(l.config, wanted); lines != "" {
+		misled := l.misled(wanted)
 		if err := l.device.IpcSet(lines); err != nil {
 			errs = append(errs, fmt.Errorf("changing the tunnel's peers: %w", err))
 		}
+		for _, key := range misled {
+			l.calls.handshake(l.device, key)
+		}
+		l.forgetKeepalives(wanted)
 	}
 	if port := wanted.ListenPort; port != 0 && port != l.port {
 		if err := l.device.IpcSet(fmt.Sprintf("listen_port=%d\n", port)); err != nil {
 			errs = append(errs, fmt.Errorf("changing the tunnel's port: %w", err))
 		} else {
 			l.port = port
+			l.speak()
 			logger.Info("tunnel listens on another port", zap.Uint16("listen_port", port))
 		}
 	}
@@ -240,6 +256,7 @@ func (l *live) close() error {
 	}
 	l.stopKeeper()
 	<-l.keeperDone
+	l.calls.close()
 	l.paths.close()
 	// The stack first: it resets its connections, and a device that is down
 	// sends nothing.

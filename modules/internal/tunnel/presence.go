@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.zx2c4.com/wireguard/device"
 )
 
 // silentAfter is how long nothing may come from a peer before a log line says
@@ -98,10 +97,8 @@ func (l *live) askSilent(peers []Peer, status map[PublicKey]PeerStatus) {
 		if now.Sub(p.heard) < patience || now.Sub(p.asked) < patience {
 			continue
 		}
-		if known := l.device.LookupPeer(device.NoisePublicKey(peer.PublicKey)); known != nil {
-			p.asked = now
-			_ = known.SendHandshakeInitiation(false)
-		}
+		p.asked = now
+		l.calls.handshake(l.device, peer.PublicKey)
 	}
 }
 

@@ -72,7 +72,7 @@ func (l *live) speakFrom(peer *Peer, endpoint netip.AddrPort, was, is netip.Addr
 		return
 	}
 	// The same endpoint, set anew, has no address to be called from.
-	if err := l.device.IpcSet(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", hexKey(peer.PublicKey), endpoint)); err != nil {
+	if err := l.device.IpcSet(endpointChange(peer.PublicKey, endpoint)); err != nil {
 		l.log().Error("setting peer's endpoint", zap.String("peer", peer.Name), zap.Error(err))
 		return
 	}

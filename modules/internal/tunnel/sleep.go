@@ -1,8 +1,6 @@
 package tunnel
 
 import (
-	"context"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -33,26 +31,17 @@ func (c *clock) slept(day time.Time, running time.Duration) (slept time.Duration
 // callAll begins handshakes with all peers that had one: while this host slept
 // their sessions have ended or its own address has changed, which its timers,
 // that slept as well, would notice minutes later.
-func (l *live) callAll(ctx context.Context, beside *sync.WaitGroup, status map[PublicKey]PeerStatus, slept time.Duration) {
-	var called []*device.Peer
+func (l *live) callAll(status map[PublicKey]PeerStatus, slept time.Duration) {
+	l.log().Info("this host has slept, or its clock was set; calling its peers", zap.Duration("for", slept.Round(time.Second)))
 	for key, s := range status {
 		if s.LastHandshake.IsZero() || !s.Endpoint.IsValid() {
 			continue
 		}
-		if known := l.device.LookupPeer(device.NoisePublicKey(key)); known != nil {
-			called = append(called, known)
-		}
-	}
-	l.log().Info("this host has slept, or its clock was set; calling its peers", zap.Duration("for", slept.Round(time.Second)))
-	beside.Go(func() {
-		for _, peer := range called {
-			peer.ExpireCurrentKeypairs() // and with it the wait of 5 s
-			_ = peer.SendHandshakeInitiation(false)
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(callEvery):
+		l.calls.add(func() {
+			if peer := l.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
+				peer.ExpireCurrentKeypairs() // and with it the wait of 5 s
+				_ = peer.SendHandshakeInitiation(false)
 			}
-		}
-	})
+		})
+	}
 }

@@ -16,8 +16,8 @@ import (
 // listen port is left out, because setting it reopens the socket even if it
 // is the same.
 //
-// A new peer whose endpoint is a name gets neither endpoint nor keepalive here;
-// see endpointChange.
+// Endpoints that are names are the keeper's to set, and so are keepalives; see
+// keepKeepalives.
 func changes(live, next *Config) string {
 	var out strings.Builder
 	if live == nil {
@@ -66,11 +66,6 @@ func changes(live, next *Config) string {
 		if endpoint, err := netip.ParseAddrPort(peer.Endpoint); err == nil && old.Endpoint != peer.Endpoint {
 			fmt.Fprintf(&lines, "endpoint=%s\n", endpoint)
 		}
-		// After the endpoint: turning keepalives on sends one at once, and
-		// with it the handshake. A new peer's named endpoint is not known yet.
-		if old.PersistentKeepalive != peer.PersistentKeepalive && (known || !named(peer.Endpoint)) {
-			fmt.Fprintf(&lines, "persistent_keepalive_interval=%d\n", seconds(peer.PersistentKeepalive))
-		}
 		if known && lines.Len() == 0 {
 			continue
 		}
@@ -83,13 +78,14 @@ func changes(live, next *Config) string {
 	return out.String()
 }
 
-// endpointChange points an existing peer at endpoint. With the endpoint goes
-// the keepalive, whose start sends a handshake: sent before there is an
-// endpoint it would be lost and the next one held back for 5 s (whitepaper,
-// section 6.1).
-func endpointChange(peer *Peer, endpoint netip.AddrPort) string {
-	return fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\npersistent_keepalive_interval=%d\n",
-		hexKey(peer.PublicKey), endpoint, seconds(peer.PersistentKeepalive))
+// endpointChange points an existing peer at endpoint.
+func endpointChange(key PublicKey, endpoint netip.AddrPort) string {
+	return fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", hexKey(key), endpoint)
+}
+
+// keepaliveChange gives an existing peer another keepalive.
+func keepaliveChange(key PublicKey, interval time.Duration) string {
+	return fmt.Sprintf("public_key=%s\nupdate_only=true\npersistent_keepalive_interval=%d\n", hexKey(key), seconds(interval))
 }
 
 // named tells whether an endpoint is a name that has to be resolved.
