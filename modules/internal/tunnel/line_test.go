@@ -59,7 +59,7 @@ func newLine(t *testing.T, relayPort uint16, size int) *line {
 	return l
 }
 
-func openLoopback(t *testing.T) *net.UDPConn {
+func openLoopback(t testing.TB) *net.UDPConn {
 	t.Helper()
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {

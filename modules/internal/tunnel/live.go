@@ -42,6 +42,8 @@ type live struct {
 
 	since time.Time // when the tunnel came up
 
+	anew sync.Mutex // see callAnew
+
 	mu       sync.Mutex // guards what the keeper reads as well
 	config   *Config    // what the device and the stack have now
 	presence map[PublicKey]*presence
@@ -92,7 +94,8 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 	l.device = device.NewDevice(
 		&windowDevice{&repeatingDevice{padded, l.repeater}, l.out, l.in, l.stalls},
 		&windowBind{Bind: l.bind, out: l.out, in: l.in, stalls: l.stalls, noticed: l.wake},
-		deviceLogger(logger, l.uncross))
+		deviceLogger(logger, l.recall))
+	l.bind.OnCrossing(l.uncross)
 	if err := l.start(); err != nil {
 		l.calls.close()
 		l.paths.close()
@@ -294,9 +297,9 @@ func (l *live) status() []PeerStatus {
 
 // deviceLogger hands wireguard-go's messages on. It formats them only for a
 // logger that wants them, and complaints no more than a few a minute: an absent
-// peer makes wireguard-go complain every 5 s. What says that a peer's handshake
-// has come to nothing is handed to uncross instead, in a goroutine of its own.
-func deviceLogger(logger *zap.Logger, uncross func(*device.Peer)) *device.Logger {
+// peer makes wireguard-go complain every 5 s. What says that a handshake has
+// failed is handed to recall instead, after a pause.
+func deviceLogger(logger *zap.Logger, recall func(peer *device.Peer, both bool)) *device.Logger {
 	logger = logger.Named("device")
 	sampled := logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 5, 0)
@@ -313,9 +316,8 @@ func deviceLogger(logger *zap.Logger, uncross func(*device.Peer)) *device.Logger
 			}
 		},
 		Errorf: func(format string, args ...any) {
-			if peer := crossed(format, args); peer != nil {
-				logger.Debug("both ends have begun a handshake at once; beginning anew")
-				go uncross(peer)
+			if peer, both := failed(format, args); peer != nil {
+				time.AfterFunc(crossingPause, func() { recall(peer, both) })
 				return
 			}
 			detail := fmt.Sprintf(format, args...)

@@ -31,7 +31,7 @@ var (
 )
 
 // ends are two configurations that fit each other: home calls the relay.
-func ends(t *testing.T) (relay, home *Config) {
+func ends(t testing.TB) (relay, home *Config) {
 	t.Helper()
 	relay = &Config{
 		PrivateKey: NewPrivateKey(),
@@ -56,7 +56,7 @@ func ends(t *testing.T) (relay, home *Config) {
 }
 
 // freePort is a UDP port that nobody has.
-func freePort(t *testing.T) uint16 { return uint16(testnet.FreePort(t, "udp")) }
+func freePort(t testing.TB) uint16 { return uint16(testnet.FreePort(t, "udp")) }
 
 // claim prepares a claim and releases it at the end of the test.
 func claim(t *testing.T, tunnel *Tunnel, config *Config) *Claim {

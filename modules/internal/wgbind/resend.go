@@ -43,6 +43,10 @@ const (
 type resender struct {
 	mu      sync.Mutex
 	waiting map[uint32]*initiation // by sender index
+	calling map[string]*initiation // the last one to an endpoint, by it
+
+	replied map[string]time.Time // when an endpoint was last answered
+	crossed func(*Crossing)      // nil if nobody wants to know
 
 	// unanswered is since when an endpoint has answered no initiation.
 	unanswered map[string]time.Time
@@ -55,76 +59,125 @@ type initiation struct {
 	wait     time.Duration
 	since    time.Time
 	timer    *time.Timer
+
+	answered  bool
+	abandoned bool // by this end, which has answered a call from there
+	beside    bool // an answer to a call from there
+	crossing  *Crossing
 }
 
-// sent looks at what is sent and remembers an initiation.
+func (i *initiation) index() uint32 { return binary.LittleEndian.Uint32(i.datagram[4:]) }
+func (i *initiation) to() string    { return i.endpoint.DstToString() }
+
+// sent looks at what is sent.
 func (r *resender) sent(bind conn.Bind, bufs [][]byte, endpoint conn.Endpoint) {
-	if len(bufs) != 1 || len(bufs[0]) != initiationSize || bufs[0][0] != initiationType {
+	if len(bufs) != 1 {
 		return
 	}
-	index := binary.LittleEndian.Uint32(bufs[0][4:])
+	switch packet := bufs[0]; {
+	case len(packet) == initiationSize && packet[0] == initiationType:
+		r.remember(bind, packet, endpoint)
+	case len(packet) == responseSize && packet[0] == responseType:
+		r.abandon(endpoint)
+	}
+}
+
+func (r *resender) remember(bind conn.Bind, packet []byte, endpoint conn.Endpoint) {
 	i := &initiation{
-		datagram: slices.Clone(bufs[0]),
+		datagram: slices.Clone(packet),
 		// The address from which the first one leaves may lead nowhere by now.
 		endpoint: anySource(bind, endpoint),
 		bind:     bind,
 		wait:     resendFirst,
 		since:    time.Now(),
 	}
+	to := i.to()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.waiting == nil {
-		r.waiting = make(map[uint32]*initiation)
+		r.waiting, r.calling = make(map[uint32]*initiation), make(map[string]*initiation)
 	}
-	if len(r.waiting) >= resendMax {
+	if max(len(r.waiting), len(r.calling)) >= resendMax {
 		return
 	}
-	if to := endpoint.DstToString(); r.unanswered[to].IsZero() {
+	if former := r.calling[to]; former != nil {
+		former.crossing.settle()
+	}
+	if r.unanswered[to].IsZero() {
 		if r.unanswered == nil || len(r.unanswered) >= resendMax {
 			r.unanswered = make(map[string]time.Time)
 		}
 		r.unanswered[to] = i.since
 	}
-	i.timer = time.AfterFunc(i.wait, func() { r.again(index, i) })
-	r.waiting[index] = i
+	i.timer = time.AfterFunc(i.wait, func() { r.again(i) })
+	r.waiting[i.index()], r.calling[to] = i, i
+	if time.Since(r.replied[to]) < besideMax {
+		i.beside = true
+		r.judge(i)
+	}
 }
 
-func (r *resender) again(index uint32, i *initiation) {
+func (r *resender) again(i *initiation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.waiting[index] != i {
+	waits := r.waiting[i.index()] == i
+	if !waits && r.calling[i.to()] != i {
+		return
+	}
+	left := resendLast - time.Since(i.since)
+	if left <= 0 {
+		r.forget(i)
 		return
 	}
 	i.wait *= 2
-	if time.Since(i.since)+i.wait > resendLast {
-		delete(r.waiting, index)
-	} else {
-		i.timer.Reset(i.wait)
+	i.timer.Reset(min(i.wait, left))
+	if !waits || i.abandoned {
+		return
 	}
 	// An error means what it meant the first time, and wireguard-go has
 	// logged it then.
 	_ = i.bind.Send([][]byte{i.datagram}, i.endpoint)
 }
 
-// received looks at what has arrived and forgets what it answers.
+// forget is for an initiation that needs no more attention. r.mu is held.
+func (r *resender) forget(i *initiation) {
+	i.timer.Stop()
+	if r.waiting[i.index()] == i {
+		delete(r.waiting, i.index())
+	}
+	if r.calling[i.to()] == i {
+		delete(r.calling, i.to())
+	}
+}
+
+// received looks at what has arrived and at what it answers.
 func (r *resender) received(packet []byte) {
 	var index uint32
+	refused := false
 	switch {
 	case len(packet) == responseSize && packet[0] == responseType:
 		index = binary.LittleEndian.Uint32(packet[8:])
 	case len(packet) == cookieSize && packet[0] == cookieType:
 		// The other end is under load and wants the next one, with a cookie.
 		index = binary.LittleEndian.Uint32(packet[4:])
+		refused = true
 	default:
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if i, ok := r.waiting[index]; ok {
-		i.timer.Stop()
-		delete(r.waiting, index)
-		delete(r.unanswered, i.endpoint.DstToString())
+	i, ok := r.waiting[index]
+	if !ok {
+		return
 	}
+	delete(r.unanswered, i.to())
+	if refused {
+		r.forget(i)
+		return
+	}
+	delete(r.waiting, index)
+	i.answered = true
+	r.judge(i)
 }
 
 // UnansweredSince is since when endpoint has answered none of the initiations
@@ -140,11 +193,14 @@ func (b *Bind) UnansweredSince(endpoint netip.AddrPort) time.Time {
 func (r *resender) stop() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for index, i := range r.waiting {
-		i.timer.Stop()
-		delete(r.waiting, index)
+	for _, i := range r.waiting {
+		r.forget(i)
+	}
+	for _, i := range r.calling {
+		r.forget(i)
 	}
 	clear(r.unanswered)
+	clear(r.replied)
 }
 
 // watch wraps receive functions so that answers are seen.

@@ -80,8 +80,8 @@ func TestInitiationIsSentAgainFromAnotherAddress(t *testing.T) {
 	if err := b.Send([][]byte{initiation}, stickyEndpoint{there, netip.MustParseAddr("127.0.0.1")}); err != nil {
 		t.Fatal(err)
 	}
-	i := b.resender.waiting[42]
-	b.resender.again(42, i)
+	i := b.resender.calling[there.DstToString()]
+	b.resender.again(i)
 	b.resender.stop()
 	if len(inner.sent) != 1 {
 		t.Errorf("sent again from its old address: %v", inner.sent)
