@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,21 +59,54 @@ func (w *world) get(t *testing.T, path string) string {
 	return answer
 }
 
-// peer is what the admin API says of a peer, nil if it has none of that name.
-func (w *world) peer(t *testing.T, name string) map[string]any {
+// tunnel is what the admin API says of a tunnel.
+func (w *world) tunnel(t *testing.T, name string) (tunnel map[string]any) {
 	t.Helper()
-	var tunnel struct {
-		Peers []map[string]any `json:"peers"`
-	}
-	if err := json.Unmarshal([]byte(w.get(t, "/wireguard/wg0")), &tunnel); err != nil {
+	if err := json.Unmarshal([]byte(w.get(t, "/wireguard/"+name)), &tunnel); err != nil {
 		t.Fatal(err)
 	}
-	for _, peer := range tunnel.Peers {
-		if peer["name"] == name {
+	return tunnel
+}
+
+// peer is what the admin API says of a peer of wg0, nil if it has none of that
+// name.
+func (w *world) peer(t *testing.T, name string) map[string]any {
+	t.Helper()
+	peers, _ := w.tunnel(t, "wg0")["peers"].([]any)
+	for _, peer := range peers {
+		if peer := peer.(map[string]any); peer["name"] == name {
 			return peer
 		}
 	}
 	return nil
+}
+
+// outside are wg0's sockets in the host's network, by their inodes.
+func (w *world) outside(t *testing.T) string {
+	t.Helper()
+	at := fmt.Sprintf(":%04X ", w.port)
+	return strings.Join(slices.DeleteFunc(listening(), func(socket string) bool { return !strings.Contains(socket, at) }), ", ")
+}
+
+// tell configures home's WireGuard.
+func (w *world) tell(t *testing.T, uapi string) {
+	t.Helper()
+	if err := w.home.IpcSet(uapi); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// noSecrets makes sure that none of some keys is where anybody who may ask or
+// read can see it.
+func (w *world) noSecrets(t *testing.T, keys ...string) {
+	t.Helper()
+	for _, path := range []string{"/config/", "/wireguard/"} {
+		for _, key := range keys {
+			if strings.Contains(w.get(t, path), key) {
+				t.Errorf("%s has a secret", path)
+			}
+		}
+	}
 }
 
 // shakeHands makes home begin another session, with the keys that both ends
