@@ -213,10 +213,15 @@ func (l *udpListener) Read(b []byte) (n int, err error) {
 	return n, err
 }
 
-// WriteTo sends a datagram to an address.
+// WriteTo sends a datagram to an address. One that is sent from a place that the
+// stack has left is lost, as datagrams may be: an error would be taken for one that
+// stays.
 func (l *udpListener) WriteTo(b []byte, to net.Addr) (n int, err error) {
-	err = l.through(func(socket *net.UDPConn) (err error) {
+	err = l.throughAt(func(socket *net.UDPConn, at *place) (err error) {
 		n, err = socket.WriteTo(b, to)
+		if err != nil && !errors.Is(err, net.ErrClosed) && at.life.Err() != nil {
+			n, err = len(b), nil
+		}
 		return err
 	})
 	return n, err

@@ -80,6 +80,36 @@ func TestUDPListener(t *testing.T) {
 	}
 }
 
+// TestUDPListenerInBetween answers while the stack is at another place already and
+// the listener is not: nobody is told of an error that will be none in a moment.
+func TestUDPListenerInBetween(t *testing.T) {
+	s, _ := newTestStack(t)
+	l, err := s.ListenUDP(netip.MustParseAddrPort("[::]:8080"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.77.0.2:4711"))
+	s.mu.Lock()
+	err = s.move("")
+	s.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.(*udpListener).current().WriteTo([]byte("lost"), to); err == nil {
+		t.Fatal("there is a way out of the place that was left")
+	}
+	if n, err := l.WriteTo([]byte("lost"), to); n != 4 || err != nil {
+		t.Errorf("got %d, %v", n, err)
+	}
+	if !s.listenAgain() {
+		t.Fatal("it does not listen again")
+	}
+	if n, err := l.WriteTo([]byte("sent"), to); n != 4 || err != nil {
+		t.Errorf("got %d, %v", n, err)
+	}
+}
+
 // TestListenAgainLater has listeners that cannot be opened at first in the next
 // namespace, since their address has been taken away: they are, once it is back.
 func TestListenAgainLater(t *testing.T) {
