@@ -80,6 +80,16 @@ func (c *calls) handshake(from *device.Device, key PublicKey) {
 	})
 }
 
+// keepalive sends a peer something, if it is still there: by that it learns where
+// this end is. Without a session it begins a handshake.
+func (c *calls) keepalive(from *device.Device, key PublicKey) {
+	c.add(func() {
+		if peer := from.LookupPeer(device.NoisePublicKey(key)); peer != nil {
+			peer.SendKeepalive()
+		}
+	})
+}
+
 // close drops the calls that have not been made, and waits for the one that is
 // being made.
 func (c *calls) close() {

@@ -61,11 +61,7 @@ func (l *live) speak() {
 		if s.LastHandshake.IsZero() || time.Since(s.LastHandshake) > sessionMax {
 			continue
 		}
-		l.calls.add(func() {
-			if peer := l.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
-				peer.SendKeepalive()
-			}
-		})
+		l.calls.keepalive(l.device, key)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.zx2c4.com/wireguard/device"
 )
 
 // routesAtOnce bounds for how many peers the routing table is asked at a look.
@@ -67,16 +66,12 @@ func (l *live) followRoutes(r *routes, peers []Peer, status map[PublicKey]PeerSt
 
 // speakFrom tells a peer that this end is at another address.
 func (l *live) speakFrom(peer *Peer, endpoint netip.AddrPort, was, is netip.Addr) {
-	known := l.device.LookupPeer(device.NoisePublicKey(peer.PublicKey))
-	if known == nil {
-		return
-	}
 	// The same endpoint, set anew, has no address to be called from.
 	if err := l.device.IpcSet(endpointChange(peer.PublicKey, endpoint)); err != nil {
 		l.log().Error("setting peer's endpoint", zap.String("peer", peer.Name), zap.Error(err))
 		return
 	}
-	known.SendKeepalive()
+	l.calls.keepalive(l.device, peer.PublicKey)
 	l.log().Info("this host is at another address for the peer, and has told it so",
 		zap.String("peer", peer.Name), zap.Stringer("was", was), zap.Stringer("is", is))
 }
