@@ -35,7 +35,7 @@ func (w *world) api(t *testing.T, method, path, body string) (status int, answer
 				return new(net.Dialer).DialContext(ctx, "unix", w.adminSocket())
 			},
 		},
-		Timeout: 20 * time.Second,
+		Timeout: 2 * time.Minute,
 	}
 	response, err := client.Do(request)
 	if err != nil {

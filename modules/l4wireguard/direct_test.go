@@ -61,6 +61,7 @@ func TestDirectDatagrams(t *testing.T) {
 	servers := fmt.Sprintf("udp/127.0.0.1:$1 {\nroute {\nwireguard 127.0.0.1:%d {\ndirect\nidle_timeout %%s\n}\n}\n}", service)
 	w.load(fmt.Sprintf(servers, "1m"), port)
 	stop := flood(t, port, []byte("to nobody"))
+	// Each datagram that is refused may end the server, one a moment later.
 	time.Sleep(500 * time.Millisecond)
 
 	socket, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: service})

@@ -53,6 +53,7 @@ func (a *failingApp) Start() error {
 	if err != nil {
 		return err
 	}
+	// Clients are to come to the servers that have been started before this.
 	time.Sleep(100 * time.Millisecond)
 	return errors.Join(errFailing, listener.(net.Listener).Close())
 }
@@ -68,6 +69,7 @@ func (*failingLoader) CaddyModule() caddy.ModuleInfo {
 }
 
 func (*failingLoader) LoadConfig(caddy.Context) ([]byte, error) {
+	// Clients are to come to the servers, all of which have been started.
 	time.Sleep(100 * time.Millisecond)
 	return nil, errFailing
 }
@@ -191,13 +193,13 @@ func TestFailedLoadChangesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, talker := range talkers {
-			talker.begin()
-		}
-		status, answer := w.api(t, http.MethodPost, "/load", string(body))
-		for _, talker := range talkers {
-			talker.end()
-		}
+		status, answer := func() (int, string) {
+			for _, talker := range talkers {
+				talker.begin()
+				defer talker.end()
+			}
+			return w.api(t, http.MethodPost, "/load", string(body))
+		}()
 		if status == http.StatusOK || !strings.Contains(answer, want) {
 			t.Fatalf("%d %s, want an error with %q", status, answer, want)
 		}
