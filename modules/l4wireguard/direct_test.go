@@ -19,19 +19,7 @@ func TestDirect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				echo(c)
-			}()
-		}
-	}()
+	serve(t, ln, echo)
 	port, closed := testnet.FreePort(t, "tcp"), testnet.FreePort(t, "tcp")
 	w.load(fmt.Sprintf("127.0.0.1:$1 {\nroute {\nwireguard 127.0.0.1:%d localhost:%d {\ndirect\n}\n}\n}", closed, ln.Addr().(*net.TCPAddr).Port), port)
 

@@ -188,6 +188,13 @@ func (w *world) serveTCP(port uint16, handle func(net.Conn)) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	serve(w.t, ln, handle)
+}
+
+// serve calls handle for every connection that a listener accepts, until the test
+// ends.
+func serve(t testing.TB, ln net.Listener, handle func(net.Conn)) {
+	t.Helper()
 	var wait sync.WaitGroup
 	wait.Go(func() {
 		for {
@@ -201,8 +208,8 @@ func (w *world) serveTCP(port uint16, handle func(net.Conn)) {
 			}()
 		}
 	})
-	w.t.Cleanup(wait.Wait)
-	w.t.Cleanup(func() { ln.Close() })
+	t.Cleanup(wait.Wait)
+	t.Cleanup(func() { ln.Close() })
 }
 
 // echo answers with what it reads, and closes when the client has.

@@ -147,12 +147,18 @@ func (h *Home) SetPreshared(t testing.TB, key string) {
 // services go on; the interface and its addresses are gone.
 func (h *Home) Down(t testing.TB) {
 	t.Helper()
-	h.process.Kill()
-	os.Remove(controlSocket(h.Interface))
+	killTUN(t, h.Namespace, h.process, h.Interface)
+}
+
+// killTUN kills a wireguard-go, and waits until its interface is gone.
+func killTUN(t testing.TB, namespace *Namespace, process *Process, name string) {
+	t.Helper()
+	process.Kill()
+	os.Remove(controlSocket(name))
 	// The TUN goes with its process, a moment later.
 	Eventually(t, 5*time.Second, func() error {
-		if h.Command("ip", "link", "show", h.Interface).Run() == nil {
-			return fmt.Errorf("%s is still there", h.Interface)
+		if namespace.Command("ip", "link", "show", name).Run() == nil {
+			return fmt.Errorf("%s is still there", name)
 		}
 		return nil
 	})

@@ -2,7 +2,6 @@ package testnet
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -63,15 +62,7 @@ AllowedIPs = %s/32
 // connections that it tracks; the interface and its addresses are gone.
 func (r *TUNRelay) Kill(t testing.TB) {
 	t.Helper()
-	r.process.Kill()
-	os.Remove(controlSocket(r.Interface))
-	// The TUN goes with its process, a moment later.
-	Eventually(t, 5*time.Second, func() error {
-		if r.Command("ip", "link", "show", r.Interface).Run() == nil {
-			return fmt.Errorf("%s is still there", r.Interface)
-		}
-		return nil
-	})
+	killTUN(t, r.Namespace, r.process, r.Interface)
 }
 
 // Process is the relay's wireguard-go.

@@ -57,7 +57,7 @@ func failed(format string, args []any) (peer *device.Peer, both bool) {
 // call where one of this end's own is on its way to it.
 func (l *live) recall(peer *device.Peer, both bool) {
 	for _, status := range l.status() {
-		if l.peer(status) == peer && (both || l.bind.Called(status.Endpoint).IsZero()) {
+		if l.peer(status.PublicKey) == peer && (both || l.bind.Called(status.Endpoint).IsZero()) {
 			l.callAnew(status)
 		}
 	}
@@ -96,7 +96,7 @@ func uncrossAfter(own, peer PublicKey, roundTrip time.Duration) time.Duration {
 func (l *live) callAnew(status PeerStatus) {
 	l.anew.Lock()
 	defer l.anew.Unlock()
-	peer := l.peer(status)
+	peer := l.peer(status.PublicKey)
 	if peer == nil || time.Since(l.bind.Called(status.Endpoint)) < crossingPause {
 		return // it has been removed or called, or the tunnel is down
 	}
@@ -105,6 +105,7 @@ func (l *live) callAnew(status PeerStatus) {
 	_ = peer.SendHandshakeInitiation(false)
 }
 
-func (l *live) peer(status PeerStatus) *device.Peer {
-	return l.device.LookupPeer(device.NoisePublicKey(status.PublicKey))
+// peer is wireguard-go's, or nil if it has been removed.
+func (l *live) peer(key PublicKey) *device.Peer {
+	return l.device.LookupPeer(device.NoisePublicKey(key))
 }

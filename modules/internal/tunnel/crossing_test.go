@@ -200,7 +200,7 @@ func TestCallUnderWayIsLeftAlone(t *testing.T) {
 	tunnel := New("ours")
 	c := claim(t, tunnel, configs[0])
 	l, endpoint := tunnel.live, netip.MustParseAddrPort(w.address(0))
-	peer := l.peer(l.status()[0])
+	peer := l.peer(l.status()[0].PublicKey)
 
 	peer.SendHandshakeInitiation(false)
 	first := l.bind.Called(endpoint)

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.zx2c4.com/wireguard/device"
 )
 
 const (
@@ -187,7 +186,7 @@ func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *P
 	if !first && endpoint == status.Endpoint {
 		return
 	}
-	known := l.device.LookupPeer(device.NoisePublicKey(peer.PublicKey))
+	known := l.peer(peer.PublicKey)
 	if known != nil && !first {
 		// Before the endpoint, as in endpointMemory.call.
 		known.ExpireCurrentKeypairs()

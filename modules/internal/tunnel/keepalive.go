@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.zx2c4.com/wireguard/device"
 )
 
 // keepKeepalives gives each peer the keepalive that it is to have. Turning it on
@@ -82,7 +81,7 @@ func (l *live) misled(next *Config) (keys []PublicKey) {
 		if p := l.presence[key]; p != nil && p.session || l.bind.UnansweredSince(former).IsZero() {
 			continue
 		}
-		if peer := l.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
+		if peer := l.peer(key); peer != nil {
 			peer.ExpireCurrentKeypairs()
 			keys = append(keys, key)
 		}

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.zx2c4.com/wireguard/device"
 )
 
 // sleptAtLeast is how long this host must have slept for its peers to be called.
@@ -38,7 +37,7 @@ func (l *live) callAll(status map[PublicKey]PeerStatus, slept time.Duration) {
 			continue
 		}
 		l.calls.add(func() {
-			if peer := l.device.LookupPeer(device.NoisePublicKey(key)); peer != nil {
+			if peer := l.peer(key); peer != nil {
 				peer.ExpireCurrentKeypairs() // and with it the wait of 5 s
 				_ = peer.SendHandshakeInitiation(false)
 			}
