@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -81,6 +83,114 @@ func TestReload(t *testing.T) {
 	session.finish(t)
 	if got := ssh.Logins(); got != 1 {
 		t.Errorf("sshd saw %d logins: the session was not the same", got)
+	}
+}
+
+// TestReloadOnSlowLines reloads either end while the end of a download over HTTP/2 is
+// on its way through a slow line. Go's server closes such a connection within a
+// second.
+func TestReloadOnSlowLines(t *testing.T) {
+	const size = 5 << 18
+	for _, tt := range []struct {
+		name   string
+		slow   func(*world) (*testnet.Namespace, string) // the interface to the slow line
+		reload func(t *testing.T, w *world, relayText string, own *testnet.Relay, ownText string) error
+	}{
+		{
+			"the VM, and the client is slow",
+			func(w *world) (*testnet.Namespace, string) { return w.Core, "client" },
+			func(t *testing.T, w *world, relayText string, _ *testnet.Relay, _ string) error {
+				return w.relay.Load(t, relayText+"http://other.example.org {\n	respond hello\n}\n")
+			},
+		},
+		{
+			"home, and its line is slow",
+			func(w *world) (*testnet.Namespace, string) { return w.Router, "eth0" },
+			func(t *testing.T, _ *world, _ string, own *testnet.Relay, ownText string) error {
+				return own.Load(t, ownText+"http://other.example.org {\n	bind wireguard/wg0\n	respond hello\n}\n")
+			},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.relay.UseBinary(testnet.FastCaddy(t))
+			own := testnet.NewRelay(t, w.Home)
+			own.UseBinary(testnet.FastCaddy(t))
+			stream, page := services.NewStream(5, size), make([]byte, size)
+			if _, err := io.ReadFull(stream, page); err != nil {
+				t.Fatal(err)
+			}
+			testnet.WriteFile(t, filepath.Join(own.Folder, "page"), page, 0o644)
+			site := w.private.Issue(t, testnet.Domain)
+			ownText := fmt.Sprintf(`{
+	storage file_system %[1]s/storage
+	auto_https disable_redirects
+	wireguard wg0 {
+		private_key {file.%[2]s}
+		address %[3]s/24
+		peer relay {
+			public_key %[4]s
+			allowed_ips %[5]s/32
+			endpoint %[6]s:51820
+			persistent_keepalive 25s
+		}
+	}
+}
+https://%[7]s {
+	bind wireguard/wg0
+	tls %[8]s %[9]s
+	root %[1]s
+	file_server
+}
+`, own.Folder, own.Secret(t, "wg0.key", w.keys.Home.Private), testnet.HomeTunnelIP, w.keys.Relay.Public,
+				testnet.RelayTunnelIP, testnet.Endpoint, testnet.Domain, site.Cert, site.Key)
+			text := w.example(t)
+			w.relay.Start(t, text)
+			own.Start(t, ownText)
+
+			transport := w.Client.HTTPTransport(t)
+			transport.TLSClientConfig = &tls.Config{RootCAs: w.public.Pool()}
+			client := &http.Client{Transport: transport}
+			get := func() (*http.Response, error) {
+				response, err := client.Get("https://" + testnet.Domain + "/page")
+				if err == nil && response.StatusCode != http.StatusOK {
+					response.Body.Close()
+					err = errors.New(response.Status)
+				}
+				return response, err
+			}
+			var response *http.Response
+			testnet.Eventually(t, 20*time.Second, func() (err error) {
+				response, err = get()
+				return err
+			})
+			if sum, _, err := services.SumReader(response.Body); err != nil || sum != stream.Sum() {
+				t.Fatalf("before: %v", err)
+			}
+			response.Body.Close()
+
+			namespace, eth := tt.slow(w)
+			namespace.Output(t, "tc", "qdisc", "add", "dev", eth, "root", "tbf", "rate", "4mbit", "burst", "32k", "latency", "200ms")
+			response, err := get()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			if response.ProtoMajor != 2 {
+				t.Fatalf("got %s", response.Proto)
+			}
+			got := services.NewDigest()
+			if _, err := io.CopyN(got, response.Body, 64<<10); err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.reload(t, w, text, own, ownText); err != nil {
+				t.Fatal(err)
+			}
+			n, err := io.Copy(got, response.Body)
+			if err != nil || got.Sum() != stream.Sum() {
+				t.Errorf("got %d of %d bytes: %v", 64<<10+n, size, err)
+			}
+		})
 	}
 }
 

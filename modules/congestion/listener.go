@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap"
 
+	"github.com/homeward-relay/homeward/modules/internal/lingering"
 	"github.com/homeward-relay/homeward/modules/internal/publictcp"
 )
 
@@ -32,6 +33,10 @@ const maxWrappers = 32
 // connections work with the host's own, and one line in the log says what root
 // can do; mostly it is `modprobe tcp_bbr`. On other systems than Linux it does
 // nothing but say so.
+//
+// Connections that the server closes linger until the client has all that was
+// written: a reload would otherwise cost clients on slow lines the end of what they
+// download over HTTP/2.
 //
 // It is for HTTP/1.1 and HTTP/2, which are TCP. HTTP/3 is QUIC, whose congestion
 // control is in the server and not in the kernel: it is not touched. Neither are
@@ -73,8 +78,8 @@ func (w *ListenerWrapper) Validate() error {
 	return publictcp.CheckName(w.Algorithm)
 }
 
-// WrapListener returns a listener that accepts what l accepts, the very same
-// connections, so that whoever has them finds all that they can do.
+// WrapListener returns a listener that accepts what l accepts. Connections of the
+// kernel's are lingering.Conns, the others the very same.
 func (w *ListenerWrapper) WrapListener(l net.Listener) net.Listener {
 	return &listener{Listener: l, algorithm: w.Algorithm, logger: w.logger}
 }
@@ -123,6 +128,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	if tcp := tcpOf(conn); tcp != nil {
 		publictcp.Tune(l.logger, tcp, l.algorithm)
+		if net.Conn(tcp) == conn {
+			return lingering.New(tcp), nil
+		}
 	} else if strings.HasPrefix(l.Addr().Network(), "tcp") {
 		l.unknown.Do(func() {
 			l.logger.Info("leaving connections as they are that are no sockets of the kernel's",

@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/homeward-relay/homeward/modules/internal/lingering"
 	"github.com/homeward-relay/homeward/modules/internal/relay"
 )
 
@@ -23,10 +24,14 @@ func (c *client) SpliceFrom() (socket syscall.RawConn, ready bool) {
 // connection.
 func (c *client) SpliceTo() syscall.RawConn { return c.socket() }
 
-// socket looks for nothing but a *net.TCPConn itself: whatever embeds one
-// (throttle, tee) may do more in its Read and Write.
+// socket looks for nothing but a *net.TCPConn itself, which may linger: whatever else
+// has one (throttle, tee) may do more in its Read and Write.
 func (c *client) socket() syscall.RawConn {
-	transport, ok := c.Conn.(*net.TCPConn)
+	conn := c.Conn
+	if lingers, ok := conn.(*lingering.Conn); ok {
+		conn = lingers.NetConn()
+	}
+	transport, ok := conn.(*net.TCPConn)
 	if !ok {
 		return nil
 	}

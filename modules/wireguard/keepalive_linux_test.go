@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/homeward-relay/homeward/modules/internal/lingering"
 	"github.com/homeward-relay/homeward/modules/internal/relay"
 )
 
@@ -42,7 +43,7 @@ func TestKeepAlive(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			raw, err := conn.(*net.TCPConn).SyscallConn()
+			raw, err := conn.(*lingering.Conn).NetConn().(*net.TCPConn).SyscallConn()
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 
+	"github.com/homeward-relay/homeward/modules/internal/lingering"
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
@@ -13,7 +14,7 @@ import (
 // if for a moment there is none. It closes when its last user does.
 type sharedListener struct {
 	listener netstack.TCPListener
-	accepted chan net.Conn
+	accepted chan netstack.TCPConn
 	done     chan struct{} // closed by Destruct
 	stopped  chan struct{} // closed when the accept loop has ended
 }
@@ -21,7 +22,7 @@ type sharedListener struct {
 func newSharedListener(listener netstack.TCPListener) *sharedListener {
 	s := &sharedListener{
 		listener: listener,
-		accepted: make(chan net.Conn),
+		accepted: make(chan netstack.TCPConn),
 		done:     make(chan struct{}),
 		stopped:  make(chan struct{}),
 	}
@@ -43,7 +44,7 @@ func (s *sharedListener) accept() {
 		}
 		errs.succeeded()
 		select {
-		case s.accepted <- conn:
+		case s.accepted <- conn.(netstack.TCPConn):
 		case <-s.done:
 			conn.Close()
 			return
@@ -92,7 +93,7 @@ func (u *listenerUse) Accept() (net.Conn, error) {
 			// Without keepalive the connection works as well.
 			_ = kept.SetKeepAliveConfig(u.keepAlive)
 		}
-		return conn, nil
+		return lingering.New(conn), nil
 	case <-u.closed:
 	case <-u.shared.stopped:
 	}

@@ -1,0 +1,9 @@
+//go:build unix
+
+package lingering
+
+import "syscall"
+
+func smallReceiveBuffer(fd uintptr) {
+	_ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 8<<10)
+}

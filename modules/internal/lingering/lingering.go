@@ -1,0 +1,136 @@
+// Package lingering closes TCP connections so that what was written last arrives, as
+// web servers do it ("lingering close").
+//
+// A kernel answers data for a socket that has been closed with RST, and forgets what
+// it has still to send there (RFC 1122, section 4.2.2.13). HTTP/2 clients send while
+// they receive, at least WINDOW_UPDATE. Go's server closes a connection within a
+// second of its last response's last Write when there has been a GOAWAY, which every
+// reload of Caddy brings. On a slow line much of a response is then still on its
+// way, and the client would not get it.
+package lingering
+
+import (
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// longest is how long a connection may linger.
+	longest = 30 * time.Second
+
+	// lookEvery is how often a lingering connection is looked at whose other end is
+	// silent.
+	lookEvery = 500 * time.Millisecond
+
+	// quiet is how long the other end may be silent once it has everything: whoever
+	// still sends would get RST, and may forget for it what has come before.
+	quiet = 2 * time.Second
+
+	// most is how many connections may linger at a time. More are closed as ever.
+	most = 4096
+)
+
+// now is how many connections linger.
+var now atomic.Int32
+
+// Socket is what lingers.
+type Socket interface {
+	net.Conn
+	CloseWrite() error
+	SetLinger(seconds int) error
+}
+
+// Conn is a TCP connection whose Close returns at once and lets it linger: what has
+// been written is sent, then FIN, and what comes is thrown away, until the other end
+// closes or has been silent. After SetLinger(0) it is closed at once, with RST, and so
+// is one that lingers already when it is closed for a second time.
+type Conn struct {
+	Socket
+
+	reset, closed atomic.Bool
+	closing       sync.Once
+}
+
+// New makes a Conn of a connection, which it owns from now on.
+func New(socket Socket) *Conn { return &Conn{Socket: socket} }
+
+// NetConn is the connection itself.
+func (c *Conn) NetConn() net.Conn { return c.Socket }
+
+// SetLinger is as net.TCPConn's.
+func (c *Conn) SetLinger(seconds int) error {
+	c.reset.Store(seconds == 0)
+	return c.Socket.SetLinger(seconds)
+}
+
+// Read reads from the connection, and fails with net.ErrClosed when it lingers.
+func (c *Conn) Read(p []byte) (int, error) {
+	n, err := c.Socket.Read(p)
+	if c.closed.Load() {
+		return 0, &net.OpError{Op: "read", Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: net.ErrClosed}
+	}
+	return n, err
+}
+
+// ReadFrom writes what it reads, as the connection itself can do it best.
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
+	if to, ok := c.Socket.(io.ReaderFrom); ok {
+		return to.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{c.Socket}, r)
+}
+
+// Close closes the connection.
+func (c *Conn) Close() error {
+	lingers := false
+	c.closing.Do(func() { lingers = !c.reset.Load() && c.linger() })
+	if lingers {
+		return nil
+	}
+	c.closed.Store(true)
+	return c.Socket.Close()
+}
+
+// linger begins to linger, if there is reason to.
+func (c *Conn) linger() bool {
+	if waiting(c.Socket) == 0 {
+		return false
+	}
+	if now.Add(1) > most {
+		now.Add(-1)
+		return false
+	}
+	c.closed.Store(true)
+	if c.CloseWrite() != nil {
+		now.Add(-1)
+		return false
+	}
+	// Whoever reads, or waits to write, has to leave.
+	_ = c.SetDeadline(time.Unix(1, 0))
+	go func() {
+		defer now.Add(-1)
+		c.drain()
+		_ = c.Socket.Close()
+	}()
+	return true
+}
+
+// drain throws away what comes until the connection may be closed.
+func (c *Conn) drain() {
+	buf := make([]byte, 4<<10)
+	begin := time.Now()
+	heard := begin // or had something to send
+	for time.Since(begin) < longest {
+		_ = c.SetReadDeadline(time.Now().Add(lookEvery))
+		_, err := c.Socket.Read(buf)
+		if err == nil || waiting(c.Socket) != 0 {
+			heard = time.Now()
+		}
+		if timeout, ok := err.(net.Error); err != nil && !(ok && timeout.Timeout()) || time.Since(heard) > quiet {
+			return
+		}
+	}
+}
