@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -231,5 +233,50 @@ func TestAdminAPIOfADownTunnel(t *testing.T) {
 	text, _ := o.ask(t, "GET", address, "/wireguard/down", http.StatusOK)
 	if want := `{"name":"down","up":false}`; strings.TrimSpace(text) != want {
 		t.Errorf("got %s, want %s", text, want)
+	}
+}
+
+// What the admin API and the file system have of a configuration with its keys in
+// it is Caddy's own affair. The log says so, without them.
+func TestInlineSecretsAreWarnedOf(t *testing.T) {
+	private, preshared := tunnel.NewPrivateKey(), tunnel.NewPresharedKey()
+	public := tunnel.NewPrivateKey().Public()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "key")
+	if err := os.WriteFile(path, []byte(private.Base64()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := func(private, preshared string) []byte {
+		return fmt.Appendf(nil, `{
+			"admin": {"disabled": true, "config": {"persist": false}},
+			"logging": {"logs": {"default": {"writer": {"output": "file", "filename": %q}}}},
+			"storage": {"module": "file_system", "root": %q},
+			"apps": {"wireguard": {"tunnels": {"wg0": {
+				"private_key": %q, "address": ["10.77.0.1/24"], "listen_port": %d, "stack": "gvisor",
+				"peers": {"home": {"public_key": %q, "preshared_key": %q, "allowed_ips": ["10.77.0.2/32"]}}
+			}}}}
+		}`, filepath.Join(dir, "log"), dir, private, testnet.FreePort(t, "udp"), public, preshared)
+	}
+	logged := func() string {
+		log, err := os.ReadFile(filepath.Join(dir, "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(log)
+	}
+	const warning = "secrets are in the configuration itself"
+	load(t, config("{file."+path+"}", "{file."+path+"}"))
+	if log := logged(); strings.Contains(log, warning) {
+		t.Errorf("the log warns of keys that are in files: %s", log)
+	}
+	load(t, config(private.Base64(), preshared.Base64()))
+	log := logged()
+	if want := `"options":["private_key","peer home preshared_key"]`; !strings.Contains(log, warning) || !strings.Contains(log, want) {
+		t.Errorf("the log does not warn of %s: %s", want, log)
+	}
+	for _, key := range []string{private.Base64(), preshared.Base64()} {
+		if strings.Contains(log, key) {
+			t.Errorf("a key is in %s", log)
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -93,6 +94,10 @@ func (a *App) Provision(ctx caddy.Context) error {
 			return err
 		}
 		wanted[name], parsed[name] = t, p
+		if inline := a.Tunnels[name].inlineSecrets(); len(inline) > 0 {
+			a.logger.Warn("secrets are in the configuration itself, which the admin API shows and Caddy keeps on disk; put each into a file that only Caddy's user can read, and name it here as {file./path/to/key}",
+				zap.String("tunnel", name), zap.Strings("options", inline))
+		}
 	}
 	if err := uniquePeers(wanted); err != nil {
 		return err
@@ -128,11 +133,27 @@ func (a *App) Provision(ctx caddy.Context) error {
 func (a *App) Start() error {
 	for _, name := range slices.Sorted(maps.Keys(a.tunnels)) {
 		if err := a.tunnels[name].claim.Prepare(); err != nil {
-			return a.tunnels[name].origins.At(err, "listen_port", originBlock)
+			return a.tunnels[name].origins.At(explainPort(a.tunnels[name], err), "listen_port", originBlock)
 		}
 	}
 	close(a.started)
 	return nil
+}
+
+// explainPort says it if a tunnel's port is busy because another tunnel has it: one
+// that this configuration does without, or gives another port, but which goes on
+// until this configuration is in force.
+func explainPort(c *claimed, err error) error {
+	port := c.claim.Config().ListenPort
+	if port == 0 || !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	for _, other := range runningTunnels() {
+		if other != c.claim.Tunnel() && other.ListenPort() == port {
+			return fmt.Errorf("tunnel %s cannot have UDP port %d yet, because tunnel %s has it in the configuration that is in force; take it from that one with a reload before, keep the name %[3]s, or restart Caddy: %w", c.name, port, other.Name(), syscall.EADDRINUSE)
+		}
+	}
+	return err
 }
 
 // exitTimeout bounds how long Stop waits for relayed connections that it has

@@ -20,6 +20,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/standard"
 	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
+	_ "github.com/caddyserver/caddy/v2/modules/logging"
 	_ "github.com/mholt/caddy-l4/layer4"
 	_ "github.com/mholt/caddy-l4/modules/l4close"
 	_ "github.com/mholt/caddy-l4/modules/l4echo"
@@ -306,6 +307,9 @@ func TestRejectedReloadChangesNothing(t *testing.T) {
 			t.Cleanup(func() { busy.Close() })
 			return strings.Replace(c, fmt.Sprintf(`"listen_port": %d`, o.listen), fmt.Sprintf(`"listen_port": %d`, busy.LocalAddr().(*net.UDPAddr).Port), 1)
 		}, "another program has this port"},
+		{"in Start, another tunnel still has the port", func(c string) string {
+			return strings.NewReplacer(`"wg0": {`, `"office": {`, "wireguard/wg0:80", "wireguard/office:80").Replace(c)
+		}, "because tunnel wg0 has it"},
 		{"in Start, another's", func(c string) string {
 			return strings.Replace(c, "wireguard/wg0:80", "wireguard/wg0:80\", \"unix//no/such/folder/socket", 1)
 		}, "socket"},

@@ -50,7 +50,7 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 		socket, release, err := acquire(key, func() (sharedSocket, error) {
 			listener, err := c.claim.ListenTCP(local)
 			if err != nil {
-				return nil, err
+				return nil, explainPort(c, err)
 			}
 			return newSharedListener(listener), nil
 		})
@@ -62,7 +62,7 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 		socket, release, err := acquire(key, func() (sharedSocket, error) {
 			conn, err := c.claim.ListenUDP(local)
 			if err != nil {
-				return nil, err
+				return nil, explainPort(c, err)
 			}
 			return newSharedPacketConn(conn), nil
 		})

@@ -78,7 +78,7 @@ func (peer *Peer) parse(name string, e expander, p *parsedTunnel) (option string
 	}
 	keepalive := time.Duration(peer.PersistentKeepalive)
 	if keepalive < 0 || keepalive > maxKeepalive || keepalive%time.Second != 0 {
-		return fail("persistent_keepalive", fmt.Errorf("%s is not a whole number of seconds from 0s to %s", keepalive, maxKeepalive))
+		return fail("persistent_keepalive", fmt.Errorf("%s is not a whole number of seconds from 0s to %s; write it with its unit, such as 25s", keepalive, maxKeepalive))
 	}
 	parsed.PersistentKeepalive = keepalive
 	hosts, err := peer.parseHost(e, &parsed)

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -34,6 +36,20 @@ func expandSecret(repl *caddy.Replacer, value string) (string, error) {
 		return "", errors.New("a placeholder has no value; use {file./path/to/key} or {env.NAME}")
 	}
 	return strings.TrimSpace(expanded), nil
+}
+
+// inlineSecrets names the options whose secret is in the configuration itself.
+func (t *Tunnel) inlineSecrets() (options []string) {
+	inline := func(value string) bool { return value != "" && !strings.Contains(value, "{") }
+	if inline(t.PrivateKey) {
+		options = append(options, "private_key")
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Peers)) {
+		if inline(t.Peers[name].PresharedKey) {
+			options = append(options, "peer "+name+" preshared_key")
+		}
+	}
+	return options
 }
 
 func readSecretFile(path string) (string, error) {
