@@ -28,22 +28,59 @@ func (t *Tunnel) MarshalCaddyfile(name string, comments map[string][]string) str
 	w.option("congestion_control", t.CongestionControl)
 	w.option("wg_quick", t.WgQuick)
 	for _, peerName := range slices.Sorted(maps.Keys(t.Peers)) {
-		peer := t.Peers[peerName]
 		w.open("peer", peerName)
-		w.option("public_key", peer.PublicKey)
-		w.option("preshared_key", peer.PresharedKey)
-		w.option("allowed_ips", peer.AllowedIPs...)
-		w.option("host", peer.Host...)
-		w.option("endpoint", peer.Endpoint)
-		if peer.PersistentKeepalive != 0 {
-			w.option("persistent_keepalive", time.Duration(peer.PersistentKeepalive).String())
-		}
+		t.Peers[peerName].write(w)
 		w.comments(comments[peerName])
 		w.close()
 	}
 	w.comments(comments[""])
 	w.close()
 	return w.text.String()
+}
+
+// write writes the peer's options.
+func (peer *Peer) write(w *blockWriter) {
+	w.option("public_key", peer.PublicKey)
+	w.option("preshared_key", peer.PresharedKey)
+	w.option("allowed_ips", peer.AllowedIPs...)
+	w.option("host", peer.Host...)
+	w.option("endpoint", peer.Endpoint)
+	if peer.PersistentKeepalive != 0 {
+		w.option("persistent_keepalive", time.Duration(peer.PersistentKeepalive).String())
+	}
+}
+
+// text is the peer's block, indented as in the global options.
+func (peer *Peer) text(name string) string {
+	w := &blockWriter{depth: 2}
+	w.open("peer", name)
+	peer.write(w)
+	w.close()
+	return w.text.String()
+}
+
+// Text is the layer4 server, indented as in its app.
+func (s serviceText) Text() string {
+	w := &blockWriter{depth: 2}
+	s.write(w)
+	return strings.TrimSuffix(w.text.String(), "\n")
+}
+
+// write writes the layer4 server.
+func (s serviceText) write(w *blockWriter) {
+	w.open(s.Listen, "")
+	w.open("route", "")
+	if len(s.Options) == 0 {
+		w.option("wireguard", s.Upstream)
+	} else {
+		w.open("wireguard", s.Upstream)
+		for _, option := range s.Options {
+			w.line(option)
+		}
+		w.close()
+	}
+	w.close()
+	w.close()
 }
 
 // blockWriter writes nested blocks. Options without a value are left out.
@@ -57,7 +94,10 @@ func (w *blockWriter) line(text string) {
 }
 
 func (w *blockWriter) open(option, name string) {
-	w.line(option + " " + name + " {")
+	if name != "" {
+		option += " " + name
+	}
+	w.line(option + " {")
 	w.depth++
 }
 

@@ -23,7 +23,7 @@ Makes the keys that a tunnel needs, without any WireGuard tools installed, turns
 configuration files of other WireGuards into Caddyfiles, shows the tunnels of
 the running Caddy, and demonstrates on this machine alone what a relay does.`,
 		CobraFunc: func(root *cobra.Command) {
-			root.AddCommand(genkeyCommand(), genpskCommand(), pubkeyCommand(), showCommand(), importCommand(), demoCommand())
+			root.AddCommand(setupCommand(), addCommand(), genkeyCommand(), genpskCommand(), pubkeyCommand(), showCommand(), importCommand(), demoCommand())
 		},
 	})
 }

@@ -140,22 +140,12 @@ func newImport(file *wgquick.File, name, keyFolder string) (*imported, error) {
 		return nil, err
 	}
 
-	keep := func(secret *string, base string) {
-		if *secret == "" {
-			return
-		}
-		path := filepath.Join(keyFolder, base)
-		im.keys = append(im.keys, keyFile{path, *secret})
-		*secret = "{file." + path + "}"
-	}
-	keep(&t.PrivateKey, name+".key")
+	im.keys = t.moveKeys(name, keyFolder)
 	if keyless {
-		im.keys = nil
+		im.keys = im.keys[1:]
 		im.note("", "PrivateKey is not in the file: put the key into "+filepath.Join(keyFolder, name+".key"))
 	}
 	for _, peerName := range slices.Sorted(maps.Keys(t.Peers)) {
-		peer := t.Peers[peerName]
-		keep(&peer.PresharedKey, name+"-"+peerName+".psk")
 		if len(parsed.hosts[peerName]) == 0 {
 			im.note(peerName, "The name "+peerName+" stands for no address yet. Name the server's, to use it in upstreams:")
 			im.note(peerName, "host <address>")
@@ -168,6 +158,24 @@ func newImport(file *wgquick.File, name, keyFolder string) (*imported, error) {
 		im.note("", "- "+key.String())
 	}
 	return im, nil
+}
+
+// moveKeys puts the names of files in a folder where the tunnel has keys, and returns
+// these, the private key first.
+func (t *Tunnel) moveKeys(name, folder string) (keys []keyFile) {
+	move := func(secret *string, base string) {
+		if *secret == "" {
+			return
+		}
+		path := filepath.Join(folder, base)
+		keys = append(keys, keyFile{path, *secret})
+		*secret = "{file." + path + "}"
+	}
+	move(&t.PrivateKey, name+".key")
+	for _, peerName := range slices.Sorted(maps.Keys(t.Peers)) {
+		move(&t.Peers[peerName].PresharedKey, name+"-"+peerName+".psk")
+	}
+	return keys
 }
 
 func (im *imported) note(peer, comment string) {
