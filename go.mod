@@ -3,10 +3,11 @@ module github.com/homeward-relay/homeward
 go 1.26.3
 
 require (
-	github.com/caddy-dns/duckdns v0.5.0
 	github.com/caddyserver/caddy/v2 v2.11.9
 	github.com/caddyserver/certmagic v0.25.6
 	github.com/elastic/go-seccomp-bpf v1.6.0
+	github.com/libdns/duckdns v0.3.0
+	github.com/libdns/libdns v1.1.1
 	github.com/mdlayher/netlink v1.9.0
 	github.com/mdp/qrterminal/v3 v3.2.1
 	github.com/mholt/caddy-l4 v0.1.2
@@ -90,8 +91,6 @@ require (
 	github.com/jackc/puddle/v2 v2.2.2 // indirect
 	github.com/klauspost/compress v1.20.1 // indirect
 	github.com/klauspost/cpuid/v2 v2.4.0 // indirect
-	github.com/libdns/duckdns v0.3.0 // indirect
-	github.com/libdns/libdns v1.1.1 // indirect
 	github.com/manifoldco/promptui v0.9.0 // indirect
 	github.com/mattn/go-colorable v0.1.15 // indirect
 	github.com/mattn/go-isatty v0.0.24 // indirect

@@ -3,13 +3,12 @@
 package modules
 
 import (
-	// The DNS provider of the flagship's certificates.
-	_ "github.com/caddy-dns/duckdns"
 	// The layer4 app with all its matchers and handlers.
 	_ "github.com/mholt/caddy-l4"
 
 	_ "github.com/homeward-relay/homeward/modules/combinedlog"
 	_ "github.com/homeward-relay/homeward/modules/congestion"
+	_ "github.com/homeward-relay/homeward/modules/duckdns"
 	_ "github.com/homeward-relay/homeward/modules/l4wireguard"
 	_ "github.com/homeward-relay/homeward/modules/wgtransport"
 	_ "github.com/homeward-relay/homeward/modules/wireguard"

@@ -95,7 +95,6 @@ version_of() {
 }
 caddy=$(version_of github.com/caddyserver/caddy/v2)
 l4=$(version_of github.com/mholt/caddy-l4)
-duckdns=$(version_of github.com/caddy-dns/duckdns)
 
 # xcaddy pins modules in a go.mod of its own, step by step, and so looks at
 # modules that ours never loads (such as the v1 of what is used as v2). These
@@ -113,13 +112,11 @@ prime() {
 			_ "github.com/caddyserver/caddy/v2/modules/standard"
 			_ "$module/modules"
 			_ "github.com/mholt/caddy-l4"
-			_ "github.com/caddy-dns/duckdns"
 		)
 	EOF
 	go mod init caddy && go mod edit -replace "$module=$root" && cp "$root/go.sum" . &&
 		"$1" go get "github.com/caddyserver/caddy/v2@$caddy" &&
 		"$1" go get "github.com/mholt/caddy-l4@$l4" "github.com/caddyserver/caddy/v2@$caddy" &&
-		"$1" go get "github.com/caddy-dns/duckdns@$duckdns" "github.com/caddyserver/caddy/v2@$caddy" &&
 		go mod edit -require "$module@v0.0.0-00010101000000-000000000000" &&
 		"$1" go list -mod=mod -deps .
 }
@@ -153,8 +150,7 @@ build() {
 		XCADDY_PRINT_VERSION=0 \
 		"$work/xcaddy" build "$caddy" --output "$work/caddy" \
 		--with "$module/modules" --replace "$module=$root" \
-		--with "github.com/mholt/caddy-l4@$l4" \
-		--with "github.com/caddy-dns/duckdns@$duckdns"
+		--with "github.com/mholt/caddy-l4@$l4"
 
 	pinned >"$work/pinned" || die "cannot list the modules of $out"
 	go version -m "$work/caddy" | awk -v own="$module" '$1 == "dep" && $2 != own {print $2, $3, $4}' | sort >"$work/built"

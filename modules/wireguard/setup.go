@@ -200,11 +200,11 @@ func parseWeb(web string) (scheme string, port int, err error) {
 }
 
 // tokenSyntax keeps a token on its line of a file with environment variables.
-var tokenSyntax = regexp.MustCompile(`^[A-Za-z0-9-]+$`)
+var tokenSyntax = regexp.MustCompile(`^[A-Za-z0-9-]{36}$`)
 
 func checkToken(token string) error {
 	if !tokenSyntax.MatchString(token) {
-		return errors.New("this is no token of DuckDNS; it is shown at the top of www.duckdns.org, and consists of letters, digits and hyphens")
+		return errors.New("this is no token of DuckDNS; it is shown at the top of www.duckdns.org, and has 36 letters, digits and hyphens")
 	}
 	return nil
 }

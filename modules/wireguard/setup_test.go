@@ -25,7 +25,7 @@ func setUp(t *testing.T, flags ...string) (said, folder string, err error) {
 }
 
 func TestSetupFiles(t *testing.T) {
-	t.Setenv(duckDNSToken, "0f6c9d1e-token")
+	t.Setenv(duckDNSToken, "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61")
 	for _, test := range []struct {
 		name  string
 		flags []string
@@ -38,7 +38,7 @@ func TestSetupFiles(t *testing.T) {
 				"Caddyfile":      {"reverse_proxy https://home {", "dns duckdns {env.DUCKDNS_TOKEN}", "http://example.duckdns.org, http://sub.example.duckdns.org {", "\t\t:2022 {", "wireguard home:22\n"},
 				"home/Caddyfile": {"wireguard/wg0:443 {", "wireguard 127.0.0.1:22 {", "endpoint vm.example.org:51820"},
 				"home/wg0.conf":  {"Address = 10.77.0.2/24", "AllowedIPs = 10.77.0.1/32", "Endpoint = vm.example.org:51820"},
-				"caddy.env":      {"DUCKDNS_TOKEN=0f6c9d1e-token\n"},
+				"caddy.env":      {"DUCKDNS_TOKEN=0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61\n"},
 			}},
 		{"http and another port", []string{"--domain=example.duckdns.org", "--relay=203.0.113.5", "--web=http:8080", "--listen-port=51821"},
 			[]string{"Caddyfile", "caddy.env", "home/Caddyfile", "home/caddy.env", "home/wg0-relay.psk", "home/wg0.conf", "home/wg0.key", "wg0-home.psk", "wg0.key"},
@@ -94,7 +94,7 @@ func TestSetupFiles(t *testing.T) {
 					t.Errorf("the secret of %s is shown", name)
 				}
 			}
-			if strings.Contains(said, "0f6c9d1e-token") {
+			if strings.Contains(said, "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61") {
 				t.Error("the token is shown")
 			}
 			if name := "home/fritzbox.conf"; slices.Contains(test.want, name) {
@@ -298,15 +298,15 @@ func TestQuestions(t *testing.T) {
 		given                []string
 		want                 *setup // nil: an error
 	}{
-		{"all", "example.duckdns.org, sub.example.duckdns.org\nvm.example.org\n\n\n\n2022:22 6514\n", "abc-1", nil,
-			&setup{domains: []string{"example.duckdns.org", "sub.example.duckdns.org"}, relay: "vm.example.org", web: "https", services: []string{"2022:22", "6514"}, token: "abc-1"}},
-		{"repeated", "no name\nexample.duckdns.org\nexample.duckdns.org\n203.0.113.5\nhttp\nhttp:8080\n\nperhaps\nyes\n22:x\n25\n", "abc-1", nil,
-			&setup{domains: []string{"example.duckdns.org"}, relay: "203.0.113.5", web: "http:8080", transparent: true, services: []string{"25"}, token: "abc-1"}},
+		{"all", "example.duckdns.org, sub.example.duckdns.org\nvm.example.org\n\n\n\n2022:22 6514\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
+			&setup{domains: []string{"example.duckdns.org", "sub.example.duckdns.org"}, relay: "vm.example.org", web: "https", services: []string{"2022:22", "6514"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
+		{"repeated", "no name\nexample.duckdns.org\nexample.duckdns.org\n203.0.113.5\nhttp\nhttp:8080\n\nperhaps\nyes\n22:x\n25\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
+			&setup{domains: []string{"example.duckdns.org"}, relay: "203.0.113.5", web: "http:8080", transparent: true, services: []string{"25"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
 		{"no web", "\n203.0.113.5\n\nno\n\n", "", nil, &setup{relay: "203.0.113.5", web: "none"}},
 		{"FRITZ!Box", "example.org\nvm.example.org\npassthrough\n192.168.178.1\n192.168.178.1/24\n192.168.178.1\n192.168.178.20\n\n", "", nil,
 			&setup{domains: []string{"example.org"}, relay: "vm.example.org", web: "passthrough", fritzBox: "192.168.178.1/24", server: "192.168.178.20"}},
 		{"given", "203.0.113.5\n\nno\n", "", []string{"domain", "web", "service"}, &setup{relay: "203.0.113.5", web: "none"}},
-		{"all is given", "", "abc-1", []string{"domain", "relay"}, &setup{web: "https", token: "abc-1"}},
+		{"all is given", "", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", []string{"domain", "relay"}, &setup{web: "https", token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
 		{"never right", strings.Repeat("no name\n", 10), "", nil, nil},
 		{"end", "example.duckdns.org\n", "", nil, nil},
 		{"bad token", "example.duckdns.org\n203.0.113.5\n\n\n\n\n", "two words", nil, nil},

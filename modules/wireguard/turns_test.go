@@ -15,8 +15,8 @@ import (
 
 	"github.com/homeward-relay/homeward/modules/internal/dnsturns"
 
-	_ "github.com/caddy-dns/duckdns"
 	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
+	_ "github.com/homeward-relay/homeward/modules/duckdns"
 )
 
 // init takes the pauses out of turns, which would hide one that begins early.

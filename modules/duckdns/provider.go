@@ -1,0 +1,211 @@
+// Package duckdns is the DNS provider `duckdns`, for certificates by DNS-01 and for
+// the records of the ddns app. It is github.com/libdns/duckdns, with the options that
+// github.com/caddy-dns/duckdns has for it, but for one thing: no error shows the token.
+package duckdns
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/libdns/duckdns"
+	"github.com/libdns/libdns"
+	"go.uber.org/zap"
+)
+
+const (
+	moduleID = "dns.providers.duckdns"
+
+	// requestTimeout bounds what the library's client, which has no limit, takes for
+	// one record.
+	requestTimeout = 30 * time.Second
+
+	// tokenLength is that of the tokens that DuckDNS gives out.
+	tokenLength = 36
+)
+
+func init() {
+	// Somebody who builds caddy-dns's provider into Caddy as well has that one. Packages
+	// are initialized in the order of their paths, so that it comes first.
+	if _, err := caddy.GetModule(moduleID); err == nil {
+		return
+	}
+	caddy.RegisterModule(new(Provider))
+}
+
+// Provider sets the records of a DuckDNS domain: one A, one AAAA and one TXT for the
+// domain and all names below it (https://www.duckdns.org/spec.jsp).
+type Provider struct {
+	// The account's token. It should be a placeholder, `{env.DUCKDNS_TOKEN}` or
+	// `{file./path}`, so that the token itself is not in the configuration, which the
+	// admin API shows.
+	APIToken string `json:"api_token,omitempty"`
+
+	// The DuckDNS domain to set, where the name itself is not at DuckDNS and is only a
+	// CNAME for one there.
+	OverrideDomain string `json:"override_domain,omitempty"`
+
+	// The DNS server that is asked for the present records, as host:port. Default:
+	// 8.8.8.8:53.
+	Resolver string `json:"resolver,omitempty"`
+
+	client *duckdns.Provider
+	hide   *strings.Replacer // of the token
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Provider) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  moduleID,
+		New: func() caddy.Module { return new(Provider) },
+	}
+}
+
+// Provision expands the placeholders.
+func (p *Provider) Provision(ctx caddy.Context) error {
+	repl := caddy.NewReplacer()
+	token := strings.TrimSpace(repl.ReplaceAll(p.APIToken, ""))
+	p.client = &duckdns.Provider{
+		APIToken:       token,
+		OverrideDomain: repl.ReplaceAll(p.OverrideDomain, ""),
+		Resolver:       repl.ReplaceAll(p.Resolver, ""),
+	}
+	if len(token) != tokenLength {
+		// No error: who checks a configuration need not have the service's environment.
+		fields := []zap.Field{zap.Int("length", len(token))}
+		if strings.HasPrefix(p.APIToken, "{") && strings.HasSuffix(p.APIToken, "}") {
+			fields = append(fields, zap.String("api_token", p.APIToken))
+		}
+		ctx.Logger().Warn("this is no token of DuckDNS, so its requests will fail; see whether the environment or the file has it for Caddy's user", fields...)
+	}
+	p.hide = hiding(token)
+	return nil
+}
+
+// GetRecords returns what DNS says of a zone.
+func (p *Provider) GetRecords(ctx context.Context, zone string) ([]libdns.Record, error) {
+	return p.call(ctx, zone, nil, func(ctx context.Context, zone string, _ []libdns.Record) ([]libdns.Record, error) {
+		return p.client.GetRecords(ctx, zone)
+	})
+}
+
+// AppendRecords sets records, since a domain has one of each kind.
+func (p *Provider) AppendRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	return p.call(ctx, zone, records, p.client.AppendRecords)
+}
+
+// SetRecords sets records. What is not named stays as it is.
+func (p *Provider) SetRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	return p.call(ctx, zone, records, p.client.SetRecords)
+}
+
+// DeleteRecords removes TXT records. With an A or AAAA record DuckDNS removes both.
+func (p *Provider) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	return p.call(ctx, zone, records, p.client.DeleteRecords)
+}
+
+// call makes a call of the library's.
+func (p *Provider) call(ctx context.Context, zone string, records []libdns.Record,
+	method func(context.Context, string, []libdns.Record) ([]libdns.Record, error),
+) ([]libdns.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	done, err := method(ctx, zone, records)
+	if err != nil {
+		return done, &hiddenError{err, p.hide}
+	}
+	return done, nil
+}
+
+// hiding replaces a token, in the forms in which it may be in an error.
+func hiding(token string) *strings.Replacer {
+	if token == "" {
+		return strings.NewReplacer()
+	}
+	var pairs []string
+	for _, form := range []string{token, url.QueryEscape(token), url.PathEscape(token), strings.ToLower(token), strings.ToUpper(token)} {
+		pairs = append(pairs, form, "REDACTED")
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+// hiddenError is an error without the token that its text has. It is not to be
+// unwrapped, or whoever does could show the text.
+type hiddenError struct {
+	err  error
+	hide *strings.Replacer
+}
+
+func (e *hiddenError) Error() string { return e.hide.Replace(e.err.Error()) }
+
+// Is tells errors apart as the error itself would.
+func (e *hiddenError) Is(target error) bool { return errors.Is(e.err, target) }
+
+// Timeout tells whether the request took too long.
+func (e *hiddenError) Timeout() bool {
+	timeout, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](e.err)
+	return ok && timeout.Timeout()
+}
+
+// UnmarshalCaddyfile reads the provider's options. Syntax:
+//
+//	duckdns [<api_token>] {
+//		api_token       <token>
+//		override_domain <domain>
+//		resolver        <host:port>
+//	}
+func (p *Provider) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the provider's name
+	set := func(value *string) error {
+		switch option := d.Val(); {
+		case *value != "":
+			return d.Errf("%s is given twice", option)
+		case !d.AllArgs(value):
+			return d.Errf("%s takes one value", option)
+		}
+		return nil
+	}
+	if d.NextArg() {
+		p.APIToken = d.Val()
+		if d.NextArg() {
+			return d.Err("duckdns takes one token")
+		}
+	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		var err error
+		switch d.Val() {
+		case "api_token":
+			err = set(&p.APIToken)
+		case "override_domain":
+			err = set(&p.OverrideDomain)
+		case "resolver":
+			err = set(&p.Resolver)
+		default:
+			err = d.Errf("duckdns has no option %q; it has api_token, override_domain and resolver", d.Val())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if p.APIToken == "" {
+		return d.Err("duckdns needs the account's token: duckdns {env.DUCKDNS_TOKEN}")
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner     = (*Provider)(nil)
+	_ caddyfile.Unmarshaler = (*Provider)(nil)
+	_ libdns.RecordGetter   = (*Provider)(nil)
+	_ libdns.RecordAppender = (*Provider)(nil)
+	_ libdns.RecordSetter   = (*Provider)(nil)
+	_ libdns.RecordDeleter  = (*Provider)(nil)
+)
