@@ -8,6 +8,7 @@ import (
 
 	_ "github.com/homeward-relay/homeward/modules/combinedlog"
 	_ "github.com/homeward-relay/homeward/modules/congestion"
+	_ "github.com/homeward-relay/homeward/modules/ddns"
 	_ "github.com/homeward-relay/homeward/modules/duckdns"
 	_ "github.com/homeward-relay/homeward/modules/l4wireguard"
 	_ "github.com/homeward-relay/homeward/modules/wgtransport"

@@ -170,7 +170,7 @@ describe() {
 }
 
 if [ $# -eq 0 ]; then
-	say "Building ./caddy: Caddy $caddy, caddy-l4 $l4, duckdns $duckdns (the first time takes minutes)"
+	say "Building ./caddy: Caddy $caddy, caddy-l4 $l4 (the first time takes minutes)"
 	build caddy
 	version=$(./caddy version) || die "./caddy was built and does not run"
 	for m in wireguard layer4.handlers.wireguard http.reverse_proxy.transport.wireguard dns.providers.duckdns caddy.logging.encoders.combined; do
@@ -194,7 +194,7 @@ for target in "$@"; do
 	case $arch in */*) GOARM=${arch#*/} ;; esac
 	out=dist/caddy-$GOOS-$GOARCH${GOARM:+v$GOARM}
 	[ "$GOOS" = windows ] && out=$out.exe
-	say "Building $out: Caddy $caddy, caddy-l4 $l4, duckdns $duckdns (the first time takes minutes)"
+	say "Building $out: Caddy $caddy, caddy-l4 $l4 (the first time takes minutes)"
 	(
 		export GOOS GOARCH
 		[ -z "$GOARM" ] || export GOARM

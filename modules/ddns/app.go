@@ -1,0 +1,242 @@
+// Package ddns is the app `ddns`: it keeps the A and AAAA records of names right, each
+// from a source of its own. A home behind carrier-grade NAT has its relay's IPv4 address
+// and its own IPv6 address, so the two move apart from each other.
+package ddns
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/libdns/libdns"
+	"go.uber.org/zap"
+
+	"github.com/homeward-relay/homeward/modules/wireguard"
+)
+
+func init() { caddy.RegisterModule(new(App)) }
+
+const (
+	// defaultCheck is the port at which a new address has to answer.
+	defaultCheck = 443
+
+	// noCheck is a check that is off.
+	noCheck = -1
+)
+
+// App keeps DNS records right, also known as dynamic DNS. A record is set when its
+// address has changed, when Caddy starts and DNS says something else, and every 24
+// hours. What fails is tried again until the provider has taken it. Records of a family
+// that has no source are never touched.
+//
+// It emits the events `ddns.updated` and `ddns.failed`, with the domain, the family, the
+// address and for the latter the error, and counts both in metrics.
+type App struct {
+	// The records, by the domain name that has them.
+	Domains map[string]*Domain `json:"domains,omitempty"`
+
+	ctx     caddy.Context
+	logger  *zap.Logger
+	events  *caddyevents.App
+	updates []*updater
+	cancel  context.CancelFunc
+	ended   sync.WaitGroup
+}
+
+// Domain is a name and where its addresses come from.
+type Domain struct {
+	// The DNS provider that has the name's records, which must be able to set them.
+	// Required.
+	ProviderRaw json.RawMessage `json:"provider,omitempty" caddy:"namespace=dns.providers inline_key=name"`
+
+	// Where the A record's address comes from. Default: the record is not touched.
+	A *Source `json:"a,omitempty"`
+
+	// Where the AAAA record's address comes from. Default: the record is not touched.
+	AAAA *Source `json:"aaaa,omitempty"`
+
+	// The TCP port at which a new address has to take a connection before it is
+	// published: an address that does not is no better than the one that DNS has.
+	// -1 switches the check off. Static addresses are not checked. Default: 443.
+	Check int `json:"check,omitempty"`
+
+	// The time to live of the records. Default: the provider's own.
+	TTL caddy.Duration `json:"ttl,omitempty"`
+
+	// The zone that has the name. Default: duckdns.org for names there, and else what
+	// DNS says (SOA).
+	Zone string `json:"zone,omitempty"`
+
+	// Where in a Caddyfile the block and its options stood, for error messages.
+	Origins wireguard.Origins `json:"origins,omitempty"`
+}
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "ddns",
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision checks the configuration and loads the providers.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx, a.logger = ctx, ctx.Logger()
+	events, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("getting the events app: %w", err)
+	}
+	a.events = events.(*caddyevents.App)
+	for _, name := range slices.Sorted(maps.Keys(a.Domains)) {
+		domain := a.Domains[name]
+		if domain == nil {
+			domain = new(Domain)
+		}
+		if err := a.provision(name, domain); err != nil {
+			return err
+		}
+	}
+	return a.collect()
+}
+
+func (a *App) provision(name string, domain *Domain) error {
+	fail := func(option string, err error) error {
+		return domain.Origins.At(fmt.Errorf("ddns %s: %w", name, err), option, originBlock)
+	}
+	if err := domain.check(name); err != nil {
+		return err
+	}
+	if domain.ProviderRaw == nil {
+		return fail("provider", errors.New("provider is missing; it says who has the name's records: provider duckdns {env.DUCKDNS_TOKEN}"))
+	}
+	options := domain.ProviderRaw // which is taken away when it is loaded
+	module, err := a.ctx.LoadModule(domain, "ProviderRaw")
+	if err != nil {
+		return fail("provider", fmt.Errorf("loading the DNS provider: %w", err))
+	}
+	provider, ok := module.(libdns.RecordSetter)
+	if !ok {
+		return fail("provider", fmt.Errorf("the provider %s cannot set records", module.(caddy.Module).CaddyModule().ID.Name()))
+	}
+	target := &target{
+		name:     name,
+		zone:     domain.Zone,
+		ttl:      time.Duration(domain.TTL),
+		provider: provider,
+		hide:     hiding(options, module),
+	}
+	for _, family := range families {
+		source := domain.source(family)
+		if source == nil {
+			continue
+		}
+		from, err := source.provision(a.ctx, family)
+		if err != nil {
+			return fail(family.option, err)
+		}
+		check := domain.Check
+		if check == 0 {
+			check = defaultCheck
+		}
+		if source.Static != "" {
+			check = noCheck
+		}
+		a.updates = append(a.updates, &updater{
+			target: target,
+			family: family,
+			from:   from,
+			check:  check,
+			record: recordOf(name, family),
+			logger: a.logger.With(zap.String("domain", name), zap.String("type", family.record)),
+			emit:   a.emit,
+		})
+	}
+	return nil
+}
+
+// check returns what is wrong with a domain whatever its placeholders mean.
+func (domain *Domain) check(name string) error {
+	fail := func(option string, err error) error {
+		return domain.Origins.At(fmt.Errorf("ddns %s: %w", name, err), option, originBlock)
+	}
+	if !nameSyntax.MatchString(name) {
+		return fail("", errors.New("this is no domain name, such as example.duckdns.org"))
+	}
+	if domain.A == nil && domain.AAAA == nil {
+		return fail("", errors.New("neither a nor aaaa says where an address comes from"))
+	}
+	if domain.Check < noCheck || domain.Check > 65535 {
+		return fail("check", fmt.Errorf("check is a TCP port from 1 to 65535, or off, not %d", domain.Check))
+	}
+	if domain.TTL < 0 {
+		return fail("ttl", fmt.Errorf("ttl is a duration such as 5m, not %s", time.Duration(domain.TTL)))
+	}
+	for _, family := range families {
+		if source := domain.source(family); source != nil {
+			if err := source.check(family); err != nil {
+				return fail(family.option, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (domain *Domain) source(family family) *Source {
+	if family.is4 {
+		return domain.A
+	}
+	return domain.AAAA
+}
+
+// Start begins to look after the records.
+func (a *App) Start() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	a.cancel = cancel
+	for _, update := range a.updates {
+		a.ended.Go(func() { update.run(ctx) })
+	}
+	return nil
+}
+
+// Stop ends it, and waits for what is under way.
+func (a *App) Stop() error {
+	a.stop()
+	return nil
+}
+
+// Cleanup is Stop for an app that Caddy does not stop, since another one could not
+// start.
+func (a *App) Cleanup() error {
+	a.stop()
+	return nil
+}
+
+func (a *App) stop() {
+	if a.cancel != nil {
+		a.cancel()
+		a.ended.Wait()
+	}
+}
+
+// emit emits an event of a record.
+func (a *App) emit(name string, u *updater, address string, err error) {
+	data := map[string]any{"domain": u.target.name, "type": u.family.record, "address": address}
+	if err != nil {
+		data["error"] = err.Error()
+	}
+	a.events.Emit(a.ctx, name, data)
+}
+
+// Interface guards
+var (
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
+)
