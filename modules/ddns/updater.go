@@ -11,9 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caddyserver/certmagic"
 	"github.com/libdns/libdns"
-	"github.com/miekg/dns"
 	"go.uber.org/zap"
 )
 
@@ -164,8 +162,7 @@ func (u *updater) isRight(ctx context.Context, address netip.Addr) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip"+u.family.network, strings.TrimPrefix(u.target.name, "*."))
-	if err != nil || len(addresses) != 1 || addresses[0].Unmap() != address || strings.HasPrefix(u.target.name, "*.") {
+	if now, err := u.lookup(ctx); err != nil || now != address {
 		return false
 	}
 	u.remember(address)
@@ -225,32 +222,4 @@ func (u *updater) publish(ctx context.Context, address netip.Addr) error {
 	u.logger.Info("set the record", fields...)
 	u.emit("ddns.updated", u, address.String(), nil)
 	return nil
-}
-
-// duckDNSZone is one that needs no question.
-const duckDNSZone = "duckdns.org."
-
-// resolvConf has the DNS servers of this machine, where there is such a file.
-const resolvConf = "/etc/resolv.conf"
-
-// findZone returns the zone of the name, with a final dot.
-func (t *target) findZone(ctx context.Context, logger *zap.Logger) (string, error) {
-	switch {
-	case t.zone != "":
-		return strings.TrimSuffix(t.zone, ".") + ".", nil
-	case dns.IsSubDomain(duckDNSZone, dns.Fqdn(t.name)):
-		return duckDNSZone, nil
-	}
-	servers := []string{"1.1.1.1:53", "8.8.8.8:53"}
-	if config, err := dns.ClientConfigFromFile(resolvConf); err == nil && len(config.Servers) > 0 {
-		servers = nil
-		for _, server := range config.Servers {
-			servers = append(servers, net.JoinHostPort(server, config.Port))
-		}
-	}
-	zone, err := certmagic.FindZoneByFQDN(ctx, logger, strings.TrimPrefix(t.name, "*."), servers)
-	if err != nil {
-		return "", fmt.Errorf("finding the zone of %s: %w; name it with zone", t.name, err)
-	}
-	return zone, nil
 }

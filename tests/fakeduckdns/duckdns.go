@@ -27,11 +27,15 @@ type Server struct {
 	// slow.
 	RemovalDelay time.Duration
 
+	// Answer, if not nil, answers in place of DuckDNS as long as it returns true.
+	Answer func(w http.ResponseWriter, r *http.Request) bool
+
 	mu      sync.Mutex
 	domains map[string]*domain
 	hosts   map[string]netip.Addr
 	aliases map[string]string
 	updates []Update
+	moves   []string
 }
 
 type domain struct {
@@ -100,6 +104,14 @@ func (s *Server) Updates() []Update {
 	return append([]Update(nil), s.updates...)
 }
 
+// Moves lists the requests for addresses that were granted up to now, each as the
+// domain and what it named.
+func (s *Server) Moves() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.moves...)
+}
+
 // Addresses are a domain's A and AAAA values, invalid where there is none.
 func (s *Server) Addresses(name string) (a, aaaa netip.Addr) {
 	s.mu.Lock()
@@ -115,6 +127,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	if r.URL.Path != "/update" {
 		http.NotFound(w, r)
+		return
+	}
+	if s.Answer != nil && s.Answer(w, r) {
 		return
 	}
 	clear := query.Get("clear") == "true"
@@ -142,6 +157,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if query.Has("txt") {
 			s.updateTXT(name, query.Get("txt"), clear)
 		} else {
+			s.moves = append(s.moves, strings.TrimSpace(name+" "+query.Get("ip")+query.Get("ipv6")))
 			err = s.domains[name].update(query.Get("ip"), query.Get("ipv6"), remote, clear)
 		}
 		if err != nil {

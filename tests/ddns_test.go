@@ -1,0 +1,200 @@
+package tests
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
+)
+
+// newDDNSWorld is a world whose home calls the relay by IPv6, with a DuckDNS.
+func newDDNSWorld(t *testing.T) (*world, *acmeWorld) {
+	t.Helper()
+	w := newWorld(t)
+	w.relay.UseBinary(testnet.FastCaddy(t))
+	w.home = testnet.NewHome(t, w.Home, w.keys, testnet.HomeConfig{Endpoint: "[" + testnet.RelayIP6 + "]:51820", Keepalive: 1})
+	internet := newACMEWorld(t, w.Internet, 24*time.Hour)
+	w.relay.TrustRoots(os.Getenv("SSL_CERT_FILE"))
+	return w, internet
+}
+
+// ddns is ports.Caddyfile with a block that keeps example.duckdns.org right.
+func (w *world) ddns(t *testing.T, a, aaaa string, options ...string) string {
+	t.Helper()
+	block := append([]string{"provider duckdns {file." + w.relay.Secret(t, "token", duckToken) + "}", "a " + a, "aaaa " + aaaa}, options...)
+	return replace(t, w.ports(t), "	layer4 {\n", "	ddns "+testnet.Domain+" {\n		"+strings.Join(block, "\n		")+"\n	}\n	layer4 {\n")
+}
+
+// dig asks the name server for the records of example.duckdns.org, as everybody can.
+func (w *world) dig(t *testing.T, kind string) string {
+	t.Helper()
+	return strings.TrimSpace(w.Client.Output(t, "dig", "+short", "+time=5", "@"+nameServerIP, testnet.Domain, kind))
+}
+
+func (w *world) waitDNS(t *testing.T, a, aaaa string) {
+	t.Helper()
+	testnet.Eventually(t, 60*time.Second, func() error {
+		if gotA, gotAAAA := w.dig(t, "A"), w.dig(t, "AAAA"); gotA != a || gotAAAA != aaaa {
+			return fmt.Errorf("A is %q and AAAA is %q, want %q and %q", gotA, gotAAAA, a, aaaa)
+		}
+		return nil
+	})
+}
+
+// TestDDNS has A = the VM and AAAA = home, where home has nothing but a WireGuard. Each
+// moves alone.
+func TestDDNS(t *testing.T) {
+	testnet.Need(t, "dig")
+	w, internet := newDDNSWorld(t)
+	web := w.Home.Listen(t, "tcp", "[::]:443")
+	w.relay.Start(t, w.ddns(t, "static "+testnet.RelayIP, "peer home"))
+	w.waitDNS(t, testnet.RelayIP, "")
+
+	w.home.Up(t)
+	w.waitDNS(t, testnet.RelayIP, testnet.HomeIP6)
+
+	if err := w.Renumber(false); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	w.waitDNS(t, testnet.RelayIP, testnet.HomeIP6B)
+	figure(t, "home's address changed: AAAA follows after %.1f s (keepalive 1), and A stays", time.Since(begin).Seconds())
+
+	// A reload, and a restart, set nothing that is right.
+	moves := len(internet.duckDNS.Moves())
+	if moves != 3 {
+		t.Errorf("%d updates so far, want 3: %q", moves, internet.duckDNS.Moves())
+	}
+	for range 3 {
+		if out, err := w.relay.Reload(t, w.ddns(t, "static "+testnet.RelayIP, "peer home", "ttl 5m")); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	w.relay.Stop()
+	mark := w.relay.Log.Len()
+	w.relay.Start(t, w.ddns(t, "static "+testnet.RelayIP, "peer home"))
+	for _, kind := range []string{"A", "AAAA"} {
+		w.relay.WaitLog(t, mark, `"msg":"the record is right already","domain":"`+testnet.Domain+`","type":"`+kind+`"`, 40*time.Second)
+	}
+	if now := internet.duckDNS.Moves(); len(now) != moves {
+		t.Errorf("updates of what was right: %q", now[moves:])
+	}
+
+	if out, err := w.relay.Reload(t, w.ddns(t, "static 203.0.113.77", "peer home ::1234/64", "check off")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	w.waitDNS(t, "203.0.113.77", strings.TrimSuffix(testnet.HomeIP6B, "20")+"1234")
+
+	// An address that does not answer is not published.
+	web.Close()
+	mark = w.relay.Log.Len()
+	if out, err := w.relay.Reload(t, w.ddns(t, "static "+testnet.RelayIP, "peer home")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	w.waitDNS(t, testnet.RelayIP, strings.TrimSuffix(testnet.HomeIP6B, "20")+"1234")
+	w.relay.WaitLog(t, mark, `the new address does not answer.*"address":"`+testnet.HomeIP6B+`"`, 20*time.Second)
+	w.Home.Listen(t, "tcp", "[::]:443")
+	w.waitDNS(t, testnet.RelayIP, testnet.HomeIP6B)
+}
+
+// TestDDNSFailures has DuckDNS fail in every way that it can, for the records of the ddns
+// app and for certificates. The token is nowhere to be read, and in the end all is right.
+func TestDDNSFailures(t *testing.T) {
+	testnet.Need(t, "dig")
+	for _, failure := range []struct {
+		name   string
+		answer func(w http.ResponseWriter, r *http.Request)
+		logged string
+	}{
+		{"KO", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "KO") }, `got \(KO\)`},
+		{"500", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			fmt.Fprintf(w, "no %s today", r.URL)
+		}, `today`},
+		{"reset", func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }, `EOF|reset|INTERNAL_ERROR`},
+		{"timeout", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, `deadline exceeded|canceled`},
+	} {
+		t.Run(failure.name, func(t *testing.T) {
+			if failure.name == "timeout" && os.Getenv("HOMEWARD_LAB") == "" {
+				t.Skip("takes a minute: for the laboratory")
+			}
+			w, internet := newDDNSWorld(t)
+			var failed atomic.Int32
+			over := make(chan struct{})
+			internet.duckDNS.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+				select {
+				case <-over:
+					return false
+				default:
+				}
+				failed.Add(1)
+				failure.answer(w, r)
+				return true
+			}
+			caddyfile := replace(t, w.ddns(t, "static "+testnet.RelayIP, "peer home", "check off"), "	auto_https off\n", "	debug\n") +
+				"\n" + testnet.Subdomain + " {\n	tls {\n		dns duckdns {env.DUCKDNS_TOKEN}\n	}\n	respond hello\n}\n"
+			w.relay.Start(t, caddyfile)
+			w.home.Up(t)
+			w.relay.WaitLog(t, 0, `setting the record has failed.*(`+failure.logged+`)`, 60*time.Second)
+			w.relay.WaitLog(t, 0, `(?i)"logger":"tls.*presenting for challenge.*(`+failure.logged+`)`, 90*time.Second)
+			close(over)
+			w.waitDNS(t, testnet.RelayIP, testnet.HomeIP6)
+			if failed.Load() < 2 {
+				t.Errorf("DuckDNS has failed %d times", failed.Load())
+			}
+			said := map[string]string{
+				"the log":             w.relay.Log.String(),
+				"/config/":            w.relay.Admin(t, "/config/"),
+				"/metrics":            w.relay.Admin(t, "/metrics"),
+				"/wireguard/":         w.relay.Admin(t, "/wireguard/"),
+				"/debug/vars":         w.relay.Admin(t, "/debug/vars"),
+				"Caddy's own copy":    autosave(t, w.relay.Folder),
+				"the adapted result":  adapted(t, w.relay),
+				"the process's title": fmt.Sprint(os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", w.relay.PID))),
+			}
+			for where, text := range said {
+				if strings.Contains(text, duckToken) {
+					t.Errorf("%s has the token", where)
+				}
+			}
+			if metrics := said["/metrics"]; !strings.Contains(metrics, `caddy_ddns_updates_total{domain="`+testnet.Domain+`",result="updated",type="A"} 1`) {
+				t.Errorf("the metrics do not count the update of A:\n%s", grep(metrics, "caddy_ddns"))
+			}
+		})
+	}
+}
+
+// autosave is what Caddy keeps of its configuration.
+func autosave(t *testing.T, folder string) string {
+	t.Helper()
+	content, err := os.ReadFile(folder + "/config/caddy/autosave.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+func adapted(t *testing.T, relay *testnet.Relay) string {
+	t.Helper()
+	out, err := relay.Run("adapt", "--config", relay.Folder+"/Caddyfile", "--adapter", "caddyfile", "--validate")
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	return out
+}
+
+// grep is the lines of a text that have a word in them.
+func grep(text, word string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, word) {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "")
+}
