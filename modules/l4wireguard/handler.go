@@ -38,8 +38,16 @@ const (
 //
 // TCP connections are relayed with FIN as FIN, by half where a side closes by
 // half, and with RST for everything else; a client whose upstream cannot be
-// reached gets RST. UDP clients get a flow each, which ends after an idle
-// timeout and which a configuration reload does not interrupt.
+// reached, or vanishes, gets RST, and so do all when this process is killed. UDP
+// clients get a flow each, which ends after an idle timeout and which a
+// configuration reload does not interrupt.
+//
+// What a client's TCP has been told is taken, and the upstream has not got, is
+// lost when this process or the upstream is. However long the upstream takes
+// nothing, that is at most what the buffers of one connection hold: the receive
+// buffer of the client's socket, which the kernel enlarges up to the last number of
+// net.ipv4.tcp_rmem; 128 KiB on the way; and the send buffer towards the upstream,
+// up to the last number of net.ipv4.tcp_wmem, or 6 MiB with gVisor's stack.
 //
 // Each connection and each flow writes one line to the log
 // `layer4.handlers.wireguard.connection` when it ends.

@@ -202,6 +202,25 @@ func TestStreamHomeAwayAndBack(t *testing.T) {
 	}
 }
 
+// Home vanishes from under a connection on which nobody says anything. The client
+// gets RST, since there was no orderly end.
+func TestStreamHomeVanishes(t *testing.T) {
+	patient := relay.KeepAlive
+	relay.KeepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 2}
+	t.Cleanup(func() { relay.KeepAlive = patient })
+	w := newWorld(t)
+	w.serveTCP(7, echo)
+	port := testnet.FreePort(t, "tcp")
+	w.load("127.0.0.1:$1 {\nroute {\nwireguard home:7\n}\n}", port)
+	c := w.dial(port)
+	mustEcho(t, c, "hello")
+	if err := w.home.Down(); err != nil {
+		t.Fatal(err)
+	}
+	mustReset(t, c)
+	has(t, w.lines.next("relayed connection"), map[string]any{"level": "warn", "reason": "upstream timed out"})
+}
+
 func TestStreamIdleTimeout(t *testing.T) {
 	w := newWorld(t)
 	w.serveTCP(7, echo)

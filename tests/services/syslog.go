@@ -19,15 +19,17 @@ const SyslogName = "syslog.example.duckdns.org"
 // (RFC 5425) from clients with a certificate of its CA.
 type SyslogNG struct {
 	*testnet.Process
-	ca   *testnet.CA
-	file string
+	ca        *testnet.CA
+	file      string
+	namespace *testnet.Namespace
+	args      []string
 }
 
 // StartSyslogNG starts syslog-ng in a namespace.
 func StartSyslogNG(t testing.TB, namespace *testnet.Namespace) *SyslogNG {
 	t.Helper()
 	testnet.Need(t, "syslog-ng")
-	s := &SyslogNG{ca: testnet.NewCA(t, "syslog CA")}
+	s := &SyslogNG{ca: testnet.NewCA(t, "syslog CA"), namespace: namespace}
 	folder := testnet.Folder(t)
 	s.file = filepath.Join(folder, "received.log")
 	certificate := s.ca.Issue(t, SyslogName)
@@ -42,13 +44,20 @@ source tls {
 destination received { file(%q template("${PROGRAM} ${MESSAGE}\n")); };
 log { source(tls); destination(received); };
 `, certificate.Key, certificate.Cert, s.ca.File, s.file), 0o644)
-	s.Process = testnet.Start(t, "syslog-ng", namespace.Command("syslog-ng", "-F", "--no-caps", "-e",
+	s.args = []string{"-F", "--no-caps", "-e",
 		"-f", config,
 		"-R", filepath.Join(folder, "persist"),
 		"-p", filepath.Join(folder, "pid"),
-		"-c", filepath.Join(folder, "ctl")))
-	testnet.Eventually(t, 15*time.Second, func() error { return reachable(namespace, "127.0.0.1:6514") })
+		"-c", filepath.Join(folder, "ctl")}
+	s.Start(t)
 	return s
+}
+
+// Start starts syslog-ng, or starts it again when it was killed. What it has received it keeps.
+func (s *SyslogNG) Start(t testing.TB) {
+	t.Helper()
+	s.Process = testnet.Start(t, "syslog-ng", s.namespace.Command("syslog-ng", s.args...))
+	testnet.Eventually(t, 15*time.Second, func() error { return reachable(s.namespace, "127.0.0.1:6514") })
 }
 
 // Received lists the messages of a program, in the order in which they came.
