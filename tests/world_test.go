@@ -32,8 +32,14 @@ func newWorld(t testing.TB) *world {
 // relay's folder as home.psk.
 func newWorldWith(t testing.TB, keys testnet.TunnelKeys) *world {
 	t.Helper()
+	return newWorldIn(t, testnet.NewInternet(t), keys)
+}
+
+// newWorldIn makes a world of an internet that there is.
+func newWorldIn(t testing.TB, internet *testnet.Internet, keys testnet.TunnelKeys) *world {
+	t.Helper()
 	w := &world{
-		Internet: testnet.NewInternet(t),
+		Internet: internet,
 		keys:     keys,
 		public:   testnet.NewCA(t, "public CA"),
 		private:  testnet.NewCA(t, "home CA"),

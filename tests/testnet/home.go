@@ -135,12 +135,21 @@ PersistentKeepalive = %s
 	h.IP(t, commands...)
 }
 
-// SetPreshared gives the tunnel another preshared key, for its next handshake.
+// SetPreshared gives the tunnel another preshared key, for its next handshake and
+// for when it is started again.
 func (h *Home) SetPreshared(t testing.TB, key string) {
 	t.Helper()
+	h.keys.Preshared = key
 	file := filepath.Join(Folder(t), "home.psk")
 	WriteFile(t, file, []byte(key+"\n"), 0o600)
 	Run(t, "wg", "set", h.Interface, "peer", h.keys.Relay.Public, "preshared-key", file)
+}
+
+// SetEndpoint tells WireGuard at home where the relay is, which keeps the address
+// that it once had for a name.
+func (h *Home) SetEndpoint(t testing.TB, endpoint string) {
+	t.Helper()
+	Run(t, "wg", "set", h.Interface, "peer", h.keys.Relay.Public, "endpoint", endpoint)
 }
 
 // Down stops WireGuard at home, as a power cut would: nobody is told. The

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,7 +27,9 @@ type Namespace struct {
 	// Name is the namespace's name for `ip netns`.
 	Name string
 
-	file  *os.File
+	file *os.File
+
+	mu    sync.Mutex // guards hosts
 	hosts map[string]string
 }
 
@@ -100,19 +104,35 @@ func (n *Namespace) IP(t testing.TB, commands ...string) {
 // that run in the namespace see it, and so does Dial. They see no DNS server.
 func (n *Namespace) SetHosts(t testing.TB, hosts map[string]string) {
 	t.Helper()
-	for name, address := range hosts {
-		n.hosts[name] = address
-	}
 	var text bytes.Buffer
+	n.mu.Lock()
+	maps.Copy(n.hosts, hosts)
 	for name, address := range n.hosts {
 		fmt.Fprintf(&text, "%s %s\n", address, name)
 	}
+	n.mu.Unlock()
+	n.writeNames(t, text.Bytes(), "# no DNS in this test\n")
+}
+
+// LoseNames takes the names from the programs in the namespace: /etc/hosts has only
+// localhost, and the one DNS server, whose address is given, is none.
+// The next SetHosts, of nothing new as well, gives them back. Dial knows them as
+// before.
+func (n *Namespace) LoseNames(t testing.TB, server string) {
+	t.Helper()
+	n.writeNames(t, []byte("127.0.0.1 localhost\n"), "nameserver "+server+"\n")
+}
+
+// writeNames writes the files that the namespace's programs find in /etc. They are
+// written in place, since programs that run have them mounted.
+func (n *Namespace) writeNames(t testing.TB, hosts []byte, resolver string) {
+	t.Helper()
 	folder := filepath.Join("/etc/netns", n.Name)
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	WriteFile(t, filepath.Join(folder, "hosts"), text.Bytes(), 0o644)
-	WriteFile(t, filepath.Join(folder, "resolv.conf"), []byte("# no DNS in this test\n"), 0o644)
+	WriteFile(t, filepath.Join(folder, "hosts"), hosts, 0o644)
+	WriteFile(t, filepath.Join(folder, "resolv.conf"), []byte(resolver), 0o644)
 }
 
 // Sysctl sets a kernel parameter of the namespace, such as
@@ -209,14 +229,22 @@ func (n *Namespace) Dial(ctx context.Context, network, address string) (conn net
 	return conn, err
 }
 
+// Address is what SetHosts has given to a name, or the name itself.
+func (n *Namespace) Address(name string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if known, ok := n.hosts[name]; ok {
+		return known
+	}
+	return name
+}
+
 func (n *Namespace) resolve(address string) (string, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return "", err
 	}
-	if known, ok := n.hosts[host]; ok {
-		host = known
-	}
+	host = n.Address(host)
 	if host != "" && net.ParseIP(host) == nil {
 		// The resolver would ask from a thread outside of the namespace.
 		return "", fmt.Errorf("no address for %s in %s", host, n.Name)

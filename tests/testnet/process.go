@@ -20,8 +20,9 @@ import (
 // Log keeps what a process prints and lets a test wait for a part of it. The
 // zero value is ready. It may be used by several goroutines at once.
 type Log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
+	mu    sync.Mutex
+	text  bytes.Buffer
+	shown int // its length when its end was last shown
 }
 
 // Write adds to the log.
@@ -56,6 +57,18 @@ func (l *Log) Since(mark int) string {
 func (l *Log) Tail(lines int) string {
 	all := strings.Split(strings.TrimRight(l.String(), "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// show shows the last lines for a failed test, but not again what one of several
+// processes has shown that write to the same log.
+func (l *Log) show(t testing.TB, name string) {
+	l.mu.Lock()
+	news := l.text.Len() != l.shown
+	l.shown = l.text.Len()
+	l.mu.Unlock()
+	if news {
+		t.Logf("the end of %s's log:\n%s", name, l.Tail(60))
+	}
 }
 
 // Process is a program that runs beside a test.
@@ -103,7 +116,7 @@ func StartLogging(t testing.TB, name string, cmd *exec.Cmd, log *Log) *Process {
 	t.Cleanup(func() {
 		p.Stop()
 		if t.Failed() {
-			t.Logf("the end of %s's log:\n%s", name, p.Log.Tail(60))
+			p.Log.show(t, name)
 		}
 	})
 	return p

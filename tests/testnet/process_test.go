@@ -3,6 +3,7 @@ package testnet
 import (
 	"fmt"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 )
@@ -28,6 +29,31 @@ func TestCPU(t *testing.T) {
 	if ended.CPU(t) == 0 {
 		t.Error("a child that has ended has spent nothing")
 	}
+}
+
+// TestLogShown makes sure that a log of many processes is not shown once for each of
+// them, but for whoever has had something to say since.
+func TestLogShown(t *testing.T) {
+	shown := &listener{TB: t}
+	var log Log
+	for _, said := range []string{"first\n", "", "second\n", ""} {
+		fmt.Fprint(&log, said)
+		log.show(shown, "a program")
+	}
+	want := []string{"the end of a program's log:\nfirst", "the end of a program's log:\nfirst\nsecond"}
+	if !slices.Equal(shown.heard, want) {
+		t.Errorf("got %q, want %q", shown.heard, want)
+	}
+}
+
+// listener keeps what a test logs.
+type listener struct {
+	testing.TB
+	heard []string
+}
+
+func (l *listener) Logf(format string, args ...any) {
+	l.heard = append(l.heard, fmt.Sprintf(format, args...))
 }
 
 // TestResident makes sure that a child's memory counts, but not twice.
