@@ -129,6 +129,19 @@ func (m *endpointMemory) look(store Store, peers []Peer, status map[PublicKey]Pe
 	}
 }
 
+// recall calls those of the peers again whose last place is known.
+func (m *endpointMemory) recall(peers []Peer, logger *zap.Logger) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var known []Peer
+	for _, peer := range peers {
+		if m.known[peer.PublicKey].Endpoint.IsValid() {
+			known = append(known, peer)
+		}
+	}
+	m.call(known, logger)
+}
+
 // note remembers where the peers are that have been heard. m.mu is held.
 func (m *endpointMemory) note(status map[PublicKey]PeerStatus, now time.Time) {
 	for _, peer := range m.peers {

@@ -75,6 +75,7 @@ func (l *live) keep(ctx context.Context) {
 	beside.Go(func() { l.pokeHosts(ctx) })
 	beside.Go(func() { watchRoutes(ctx, l.wake) })
 	var memory *endpointMemory
+	var stray stray
 	for {
 		l.mu.Lock()
 		config := l.config
@@ -95,6 +96,7 @@ func (l *live) keep(ctx context.Context) {
 		l.askSilent(peers, status)
 		l.paths.look(peers, status)
 		memory.look(config.Store, peers, status, l.log())
+		stray.look(l, memory, peers, status)
 		l.keepEndpoints(ctx, &beside, peers, names, routes, status)
 		l.keepKeepalives(status)
 		select {
@@ -103,6 +105,8 @@ func (l *live) keep(ctx context.Context) {
 			return
 		case err := <-l.bind.Failed():
 			l.reopen(err)
+		case from := <-l.bind.Stray():
+			stray.call(l, from, peers, l.statusByKey())
 		case <-ticker.C:
 		case <-l.changed:
 		}

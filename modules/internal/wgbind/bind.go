@@ -7,6 +7,7 @@ package wgbind
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"syscall"
 
@@ -24,6 +25,7 @@ type Bind struct {
 	fragments error
 
 	resender resender
+	strays   strays
 
 	// failed has why a socket is dead.
 	failed chan error
@@ -40,7 +42,11 @@ var _ conn.Bind = (*Bind)(nil)
 
 // New returns a Bind without a socket.
 func New() *Bind {
-	return &Bind{current: conn.NewDefaultBind(), failed: make(chan error, 1)}
+	return &Bind{
+		current: conn.NewDefaultBind(),
+		strays:  strays{from: make(chan netip.AddrPort, 1)},
+		failed:  make(chan error, 1),
+	}
 }
 
 // Prepare opens port, or any free port if it is 0, beside the sockets in use,
@@ -96,7 +102,7 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 
 // watch wraps the functions that receive from sockets which have been opened.
 func (b *Bind) watch(receives []conn.ReceiveFunc) []conn.ReceiveFunc {
-	return b.lasting(b.resender.watch(receives))
+	return b.lasting(b.strays.watch(b.resender.watch(receives)))
 }
 
 // Close implements conn.Bind. Prepared sockets stay open: wireguard-go closes
