@@ -17,11 +17,12 @@ import (
 func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "wireguard",
-		Short: "Makes WireGuard keys, imports configurations and shows tunnels",
+		Short: "Sets up relays and homes, makes WireGuard keys and shows tunnels",
 		Long: `
-Makes the keys that a tunnel needs, without any WireGuard tools installed, turns
-configuration files of other WireGuards into Caddyfiles, shows the tunnels of
-the running Caddy, and demonstrates on this machine alone what a relay does.`,
+Sets up a relay and its home, and adds to them later; makes the keys that a
+tunnel needs, without any WireGuard tools installed; turns configuration files
+of other WireGuards into Caddyfiles; shows the tunnels of the running Caddy; and
+demonstrates on this machine alone what a relay does.`,
 		CobraFunc: func(root *cobra.Command) {
 			root.AddCommand(setupCommand(), addCommand(), genkeyCommand(), genpskCommand(), pubkeyCommand(), showCommand(), importCommand(), demoCommand())
 		},
