@@ -27,6 +27,9 @@ const (
 	// defaultCheck is the port at which a new address has to answer.
 	defaultCheck = 443
 
+	// stopTimeout bounds the wait for a provider at the end.
+	stopTimeout = 5 * time.Second
+
 	// noCheck is a check that is off.
 	noCheck = -1
 )
@@ -205,7 +208,7 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop ends it, and waits for what is under way.
+// Stop ends it, and waits for what is under way, if not for long.
 func (a *App) Stop() error {
 	a.stop()
 	return nil
@@ -219,9 +222,18 @@ func (a *App) Cleanup() error {
 }
 
 func (a *App) stop() {
-	if a.cancel != nil {
-		a.cancel()
+	if a.cancel == nil {
+		return
+	}
+	a.cancel()
+	ended := make(chan struct{})
+	go func() {
 		a.ended.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(stopTimeout): // a provider that does not heed its context
 	}
 }
 
