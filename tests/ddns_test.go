@@ -71,7 +71,7 @@ func TestDDNS(t *testing.T) {
 		t.Errorf("%d updates so far, want 3: %q", moves, internet.duckDNS.Moves())
 	}
 	for range 3 {
-		if out, err := w.relay.Reload(t, w.ddns(t, "static "+testnet.RelayIP, "peer home", "ttl 5m")); err != nil {
+		if out, err := w.relay.Reload(t, w.ddns(t, "static "+testnet.RelayIP, "peer home", "check 443")); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}

@@ -4,20 +4,24 @@
 package ddns
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/libdns/libdns"
+	"github.com/miekg/dns"
 	"go.uber.org/zap"
 
+	"github.com/homeward-relay/homeward/modules/internal/dnsturns"
 	"github.com/homeward-relay/homeward/modules/wireguard"
 )
 
@@ -97,6 +101,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("getting the events app: %w", err)
 	}
 	a.events = events.(*caddyevents.App)
+	if err := a.distinct(); err != nil {
+		return err
+	}
 	for _, name := range slices.Sorted(maps.Keys(a.Domains)) {
 		domain := a.Domains[name]
 		if domain == nil {
@@ -129,8 +136,8 @@ func (a *App) provision(name string, domain *Domain) error {
 		return fail("provider", fmt.Errorf("the provider %s cannot set records", module.(caddy.Module).CaddyModule().ID.Name()))
 	}
 	target := &target{
-		name:     name,
-		zone:     domain.Zone,
+		name:     strings.ToLower(name),
+		zone:     strings.ToLower(domain.Zone),
 		ttl:      time.Duration(domain.TTL),
 		provider: provider,
 		hide:     hiding(options, module),
@@ -152,13 +159,14 @@ func (a *App) provision(name string, domain *Domain) error {
 			check = noCheck
 		}
 		a.updates = append(a.updates, &updater{
-			target: target,
-			family: family,
-			from:   from,
-			check:  check,
-			record: recordOf(name, family),
-			logger: a.logger.With(zap.String("domain", name), zap.String("type", family.record)),
-			emit:   a.emit,
+			target:   target,
+			family:   family,
+			from:     from,
+			check:    check,
+			settings: string(options) + "\n" + target.zone + "\n" + target.ttl.String(),
+			record:   recordOf(name, family),
+			logger:   a.logger.With(zap.String("domain", name), zap.String("type", family.record)),
+			emit:     a.emit,
 		})
 	}
 	return nil
@@ -171,6 +179,9 @@ func (domain *Domain) check(name string) error {
 	}
 	if !nameSyntax.MatchString(name) {
 		return fail("", errors.New("this is no domain name, such as example.duckdns.org"))
+	}
+	if domain.Zone != "" && !dns.IsSubDomain(dns.Fqdn(strings.ToLower(domain.Zone)), dns.Fqdn(strings.ToLower(name))) {
+		return fail("zone", fmt.Errorf("the name is not in the zone %s", domain.Zone))
 	}
 	if domain.A == nil && domain.AAAA == nil {
 		return fail("", errors.New("neither a nor aaaa says where an address comes from"))
@@ -187,6 +198,24 @@ func (domain *Domain) check(name string) error {
 				return fail(family.option, err)
 			}
 		}
+	}
+	return nil
+}
+
+// distinct returns an error if two names have the same records, as all names of one
+// DuckDNS domain do.
+func (a *App) distinct() error {
+	taken := make(map[string]string)
+	for _, name := range slices.Sorted(maps.Keys(a.Domains)) {
+		records := cmp.Or(dnsturns.Slot(name), strings.ToLower(name))
+		if other, ok := taken[records]; ok {
+			err := fmt.Errorf("ddns %s: it has the same records as %s, which has a block already; with DuckDNS all names below a domain have that domain's", name, other)
+			if domain := a.Domains[name]; domain != nil {
+				err = domain.Origins.At(err, originBlock)
+			}
+			return err
+		}
+		taken[records] = name
 	}
 	return nil
 }

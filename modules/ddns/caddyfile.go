@@ -68,6 +68,9 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if domain.ProviderRaw == nil {
 		return d.Errf("ddns %s: provider is missing; it says who has the name's records: provider duckdns {env.DUCKDNS_TOKEN}", name)
 	}
+	if err := a.distinct(); err != nil {
+		return err
+	}
 	return domain.check(name)
 }
 

@@ -51,8 +51,31 @@ type target struct {
 type record struct {
 	mu              sync.Mutex
 	published       netip.Addr // invalid: not known
+	doubtful        bool       // it may be another, so DNS is not to be believed either
 	at              time.Time  // of the last success
+	settings        string     // with which it was set
 	updated, failed uint64
+
+	setting sync.Mutex // lets one configuration at a time set it
+}
+
+// begin is for a configuration that takes the record over. One with other settings has to
+// set it anew.
+func (r *record) begin(settings string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.settings != "" && r.settings != settings {
+		r.published, r.doubtful = netip.Addr{}, true
+	}
+	r.settings = settings
+}
+
+// doubt is for what may be set from now on, or not.
+func (r *record) doubt() (former netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	former, r.published, r.doubtful = r.published, netip.Addr{}, true
+	return former
 }
 
 var (
@@ -77,27 +100,41 @@ type updater struct {
 	family family
 	from   origin
 	check  int // TCP port, or noCheck
+
+	// settings tell configurations apart that would set the record in another way.
+	settings string
+
 	record *record
 	logger *zap.Logger
 	emit   func(event string, u *updater, address string, err error)
 
 	said string // the last complaint, which is not repeated
+
+	tried    netip.Addr // the last address that was to be set
+	set, ask backoff    // when it is to be tried again, and the source to be asked again
+}
+
+// backoff is a time to wait, which doubles.
+type backoff struct {
+	next time.Duration
+	at   time.Time
+}
+
+func (b *backoff) failed() {
+	b.next = min(max(2*b.next, firstRetry), lastRetry)
+	b.at = time.Now().Add(b.next)
 }
 
 // run does so until ctx is done.
 func (u *updater) run(ctx context.Context) {
-	pause := firstRetry
+	u.record.begin(u.settings)
 	for ctx.Err() == nil {
-		wait, err := u.from.interval(), u.once(ctx)
-		switch {
-		case err == nil:
-			pause = firstRetry
-		case errors.Is(err, errUnknown):
-			wait = min(wait, pause)
-			pause = min(2*pause, lastRetry)
-		default:
-			wait = pause
-			pause = min(2*pause, lastRetry)
+		u.once(ctx)
+		wait := u.from.interval()
+		for _, at := range []time.Time{u.set.at, u.ask.at} {
+			if !at.IsZero() {
+				wait = min(wait, max(time.Until(at), time.Millisecond))
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -106,37 +143,43 @@ func (u *updater) run(ctx context.Context) {
 	}
 }
 
-// errUnknown means that the source does not know the address now.
-var errUnknown = errors.New("the address is not known")
-
 // once looks at the source, and sets the record if need be.
-func (u *updater) once(ctx context.Context) error {
+func (u *updater) once(ctx context.Context) {
 	address, err := u.from.address(ctx)
 	if err != nil {
 		u.complain("the record stays as it is, since its address is not known", netip.Addr{}, err)
-		return errUnknown
+		u.ask.failed()
+		return
 	}
+	u.ask = backoff{}
 	if u.isRight(ctx, address) {
-		u.said = ""
-		return nil
+		u.said, u.set = "", backoff{}
+		return
+	}
+	if address != u.tried {
+		u.tried, u.set = address, backoff{}
+	}
+	if time.Now().Before(u.set.at) {
+		return
 	}
 	if err := u.answers(ctx, address); err != nil {
 		u.complain("the record stays as it is, since the new address does not answer", address, err)
-		return err
+		u.set.failed()
+		return
 	}
 	if err := u.publish(ctx, address); err != nil {
 		if ctx.Err() != nil {
-			return err
+			return
 		}
 		u.record.mu.Lock()
 		u.record.failed++
 		u.record.mu.Unlock()
 		u.complain("setting the record has failed; it is tried again", address, err)
 		u.emit("ddns.failed", u, address.String(), err)
-		return err
+		u.set.failed()
+		return
 	}
-	u.said = ""
-	return nil
+	u.said, u.set = "", backoff{}
 }
 
 // complain logs what is wrong, once for each thing.
@@ -155,9 +198,9 @@ func (u *updater) complain(message string, address netip.Addr, err error) {
 // start DNS is asked for it.
 func (u *updater) isRight(ctx context.Context, address netip.Addr) bool {
 	u.record.mu.Lock()
-	published, at := u.record.published, u.record.at
+	published, doubtful, at := u.record.published, u.record.doubtful, u.record.at
 	u.record.mu.Unlock()
-	if published.IsValid() {
+	if published.IsValid() || doubtful {
 		return published == address && time.Since(at) < refreshInterval
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
@@ -173,7 +216,10 @@ func (u *updater) isRight(ctx context.Context, address netip.Addr) bool {
 func (u *updater) remember(address netip.Addr) {
 	u.record.mu.Lock()
 	defer u.record.mu.Unlock()
-	u.record.published, u.record.at = address, time.Now()
+	if u.record.settings != u.settings {
+		return // another configuration sets it by now
+	}
+	u.record.published, u.record.doubtful, u.record.at = address, false, time.Now()
 }
 
 // answers returns why an address cannot be published. One that is published is not
@@ -198,20 +244,25 @@ func (u *updater) answers(ctx context.Context, address netip.Addr) error {
 // publish sets the record.
 func (u *updater) publish(ctx context.Context, address netip.Addr) error {
 	t := u.target
+	u.record.setting.Lock()
+	defer u.record.setting.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, updateTimeout)
 	defer cancel()
 	zone, err := t.findZone(ctx, u.logger)
 	if err != nil {
 		return err
 	}
+	former := u.record.doubt()
 	records := []libdns.Record{libdns.Address{Name: libdns.RelativeName(t.name+".", zone), TTL: t.ttl, IP: address}}
 	if _, err := t.provider.SetRecords(ctx, zone, records); err != nil {
 		return errors.New(t.hide.Replace(err.Error()))
 	}
 	u.record.mu.Lock()
-	former := u.record.published
 	u.record.updated++
 	u.record.mu.Unlock()
 	u.remember(address)

@@ -213,10 +213,61 @@ func TestCheck(t *testing.T) {
 				logger: core,
 				emit:   func(string, *updater, string, error) {},
 			}
-			err := u.once(t.Context())
-			if got := err == nil && len(provider.set) == 1; got != test.want {
-				t.Errorf("got %v and %q, want it to be set: %v", err, provider.set, test.want)
+			u.once(t.Context())
+			if got := len(provider.set) == 1; got != test.want {
+				t.Errorf("got %q (%s), want it to be set: %v", provider.set, u.said, test.want)
 			}
 		})
+	}
+}
+
+// An update whose answer is lost may have been done. The address that was there before is
+// set again, and not taken for what DNS has.
+func TestUnknownOutcome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := newTimeline(t)
+		line.source.become("2001:db8::1")
+		line.want(t, 5*time.Second, "2001:db8::1")
+		line.provider.mu.Lock()
+		line.provider.fails = 1
+		line.provider.mu.Unlock()
+		line.source.become("2001:db8::2")
+		time.Sleep(3 * time.Second)
+		line.source.become("2001:db8::1")
+		line.want(t, time.Minute, "2001:db8::1", "2001:db8::1")
+	})
+}
+
+// A peer that is away for long, and then does not take connections for a moment.
+func TestWaitingDoesNotMakeSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := newTimeline(t)
+		line.want(t, time.Hour)
+		line.provider.mu.Lock()
+		line.provider.fails = 1
+		line.provider.mu.Unlock()
+		line.source.become("2001:db8::1")
+		line.want(t, 10*time.Second, "2001:db8::1")
+	})
+}
+
+func TestOtherSettingsSetAnew(t *testing.T) {
+	r := &record{published: netip.MustParseAddr("2001:db8::1"), at: time.Now()}
+	r.begin("one")
+	u := &updater{record: r, settings: "one"}
+	if !u.isRight(t.Context(), r.published) {
+		t.Error("the first settings are others")
+	}
+	r.begin("one")
+	if !u.isRight(t.Context(), netip.MustParseAddr("2001:db8::1")) {
+		t.Error("the same settings set it anew")
+	}
+	r.begin("two")
+	if u := (&updater{record: r, settings: "two"}); u.isRight(t.Context(), netip.MustParseAddr("2001:db8::1")) {
+		t.Error("what other settings have set is right")
+	}
+	u.remember(netip.MustParseAddr("2001:db8::1")) // of the former configuration, late
+	if r.published.IsValid() {
+		t.Error("the former configuration has a say")
 	}
 }

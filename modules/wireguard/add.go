@@ -273,7 +273,10 @@ func readRelay(path string) (*relayConfig, error) {
 		if r.tunnels[name], err = t.withFile(name, repl, zap.NewNop()); err != nil {
 			return nil, err
 		}
-		port := t.ListenPort
+		if r.tunnels[name] == nil {
+			return nil, fmt.Errorf("%s: tunnel %s has nothing in it", path, name)
+		}
+		port := r.tunnels[name].ListenPort
 		if port == 0 {
 			port = defaultListenPort
 		}

@@ -74,6 +74,11 @@ func freeAddress(own netip.Prefix, taken []netip.Prefix) (netip.Addr, error) {
 			return address, nil
 		}
 	}
+	for _, prefix := range taken {
+		if prefix.Bits() <= own.Bits() && prefix.Overlaps(own) {
+			return netip.Addr{}, fmt.Errorf("a peer has %s in its allowed_ips, and with it all addresses of the tunnel's network %s; give it only its own", prefix, own.Masked())
+		}
+	}
 	return netip.Addr{}, fmt.Errorf("the tunnel's network %s has no address left for another peer; give it a larger one", own.Masked())
 }
 

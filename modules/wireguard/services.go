@@ -110,8 +110,8 @@ func checkServices(services, taken []service, transparent bool) error {
 		if s.takesMail() && !transparent && !s.proxyProtocol {
 			return fmt.Errorf("service %s: a mail server at home would see the relay as the client of all mail, and may take it for its own network and relay for the whole internet; let it see the clients, with --transparent, or with /proxy_protocol behind the port if it takes the PROXY protocol there (Postfix: smtpd_upstream_proxy_protocol)", s.relay)
 		}
-		if !s.udp && s.relay.has(adminPort) {
-			return fmt.Errorf("service %s: TCP port %d of the relay is that of Caddy's admin API; take another one, such as 1%[2]d:%[2]d", s.relay, adminPort)
+		if !s.udp && (s.relay.has(adminPort) || s.home.has(adminPort)) {
+			return fmt.Errorf("service %s: TCP port %d is that of Caddy's admin API, at the VM and at a home that runs this binary, and whoever reaches it there can do everything; leave it out", s.relay, adminPort)
 		}
 		for _, other := range slices.Concat(taken, services[:i]) {
 			if s.overlaps(other) {

@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/homeward-relay/homeward/modules/internal/dnsturns"
 )
 
 // duckDNSToken is the environment variable that the Caddyfiles take the token from.
@@ -169,11 +172,18 @@ func checkRelay(relay string, domains []string) error {
 		return fmt.Errorf("%q is neither an address nor a name; the port is given with --listen-port", relay)
 	}
 	for _, domain := range domains {
-		if strings.EqualFold(domain, relay) {
-			return fmt.Errorf("%s is a name of the web site, whose AAAA is home: home would call itself; give the VM's IPv4 address, or another name whose A and AAAA are both the VM's", relay)
+		if sameRecords(domain, relay) {
+			return fmt.Errorf("%s has the records of %s, the web site, whose AAAA is home: home would call itself; give the VM's IPv4 address, or another name whose A and AAAA are both the VM's", relay, domain)
 		}
 	}
 	return nil
+}
+
+// sameRecords tells whether two names have the same addresses, as all names of one DuckDNS
+// domain do.
+func sameRecords(a, b string) bool {
+	slot := func(name string) string { return cmp.Or(dnsturns.Slot(name), strings.ToLower(name)) }
+	return slot(a) == slot(b)
 }
 
 // parseWeb reads what the web server at home speaks, and at which port.

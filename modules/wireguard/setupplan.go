@@ -51,11 +51,13 @@ func (p *setupPlan) check() (err error) {
 	if p.scheme != webNone && len(p.domains) == 0 {
 		return errors.New("name the web site with --domain, or say --web none")
 	}
-	for _, domain := range p.domains {
+	for i, domain := range p.domains {
 		if err := checkDomain(domain); err != nil {
 			return err
 		}
+		p.domains[i] = strings.ToLower(domain)
 	}
+	p.domains = unique(p.domains)
 	if p.relay == "" {
 		return errors.New("say with --relay where home calls the VM: its IPv4 address, or a name whose A and AAAA are both the VM's")
 	}
@@ -72,6 +74,22 @@ func (p *setupPlan) check() (err error) {
 	}
 	p.owner, err = ownerCalled(p.user)
 	return err
+}
+
+// unique leaves each name once, where it stands first.
+func unique(names []string) (once []string) {
+	for _, name := range names {
+		if !slices.Contains(once, name) {
+			once = append(once, name)
+		}
+	}
+	return once
+}
+
+// directSite tells whether a home that runs this binary answers those who come by IPv6
+// itself. A web server that has the ports for that does it.
+func (p *setupPlan) directSite() bool {
+	return p.scheme == webHTTP && p.webPort != 80 && p.webPort != 443
 }
 
 // checkDuckDNS returns what keeps the site from getting its certificates by DuckDNS.
@@ -101,6 +119,9 @@ func (p *setupPlan) planServices() error {
 		{relay: portRange{80, 80}, home: portRange{80, 80}},
 		{relay: portRange{443, 443}, home: portRange{443, 443}},
 		{udp: true, relay: portRange{443, 443}, home: portRange{443, 443}},
+	}
+	if p.scheme != webNone && p.listenPort == 443 {
+		return errors.New("--listen-port 443: the web site has UDP port 443 (HTTP/3); take another one")
 	}
 	switch p.scheme {
 	case webPassthrough:
@@ -166,7 +187,7 @@ func (p *setupPlan) planFiles() error {
 		return err
 	}
 	p.files = append(p.files, files...)
-	if p.needsToken() && p.scheme == webHTTP && !p.home.box.IsValid() {
+	if p.needsToken() && p.directSite() && !p.home.box.IsValid() {
 		p.files = append(p.files, newFile{path: filepath.Join(homeFolder, "caddy.env"), mode: 0o600, content: environment})
 	}
 	return nil

@@ -28,6 +28,7 @@ var setupTemplates = template.Must(template.New("").Funcs(template.FuncMap{
 type setupText struct {
 	Names     string // for comments
 	Folder    string
+	User      string
 	Storage   string
 	ErrorLog  string
 	AccessLog string
@@ -44,6 +45,7 @@ func (p *setupPlan) text(folder, block string) setupText {
 	text := setupText{
 		Names:     strings.Join(p.domains, ", "),
 		Folder:    folder,
+		User:      p.user,
 		Storage:   caddyfileToken(p.storage),
 		ErrorLog:  caddyfileToken(filepath.Join(p.logs, "error.log")),
 		AccessLog: caddyfileToken(filepath.Join(p.logs, "access.log")),
@@ -86,7 +88,7 @@ func (p *setupPlan) homeCaddyfile(block string) ([]byte, error) {
 		}
 		text.Services = append(text.Services, s.atHome(defaultTunnel))
 	}
-	if p.scheme == webHTTP {
+	if p.directSite() {
 		text.Web = "127.0.0.1:" + strconv.Itoa(p.webPort)
 	}
 	return executeSetup("home.Caddyfile", text)
@@ -126,8 +128,11 @@ func (p *setupPlan) summary() string {
 		say("  Either any WireGuard, as root:")
 		say("    install -m 600 %s.conf /etc/wireguard/ && systemctl enable --now wg-quick@%[1]s", defaultTunnel)
 		say("  or this binary, installed as on the VM, and as root:")
-		say("    install -o caddy -g caddy -m 600 %s %s/", strings.Join(p.ownFiles(), " "), shellWord(p.homeFolder))
+		say("    install -o %s -g %[1]s -m 600 %s %s/", p.user, strings.Join(p.ownFiles(), " "), shellWord(p.homeFolder))
 		say("    systemctl enable --now homeward")
+		if p.directSite() && p.certificate != "" {
+			say("    with copies of %s and %s, at the same places", p.certificate, p.certificateKey)
+		}
 	}
 	relay := p.tunnel.Addresses[0].Addr()
 	if p.transparent {

@@ -63,9 +63,10 @@ type endpointMemory struct {
 	logger *zap.Logger
 	known  map[PublicKey]heardAt
 	loaded bool
-	dirty  bool // known differs from what is stored
-	busy   bool // with the store
-	failed bool // at the last write, which was logged
+	since  time.Time // when it was loaded
+	dirty  bool      // known differs from what is stored
+	busy   bool      // with the store
+	failed bool      // at the last write, which was logged
 	next   time.Time
 
 	storing sync.WaitGroup
@@ -135,11 +136,19 @@ func (m *endpointMemory) recall(peers []Peer, logger *zap.Logger) {
 	defer m.mu.Unlock()
 	var known []Peer
 	for _, peer := range peers {
-		if m.known[peer.PublicKey].Endpoint.IsValid() {
+		if at := m.known[peer.PublicKey]; at.Endpoint.IsValid() && time.Since(at.Heard) < rememberFor {
 			known = append(known, peer)
 		}
 	}
 	m.call(known, logger)
+}
+
+// tried tells whether the peers have been called where they were last heard, and have had
+// time to answer.
+func (m *endpointMemory) tried() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.store == nil || m.loaded && time.Since(m.since) > strayAfter
 }
 
 // note remembers where the peers are that have been heard. m.mu is held.
@@ -196,7 +205,7 @@ func (m *endpointMemory) load(store Store, logger *zap.Logger) {
 	}
 	m.mu.Lock()
 	maps.Copy(m.known, known)
-	m.loaded, m.busy = true, false
+	m.loaded, m.busy, m.since = true, false, time.Now()
 	m.mu.Unlock()
 	m.wake()
 }

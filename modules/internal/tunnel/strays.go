@@ -16,9 +16,15 @@ import (
 // it.
 
 const (
+	// strayAfter is how long peers may take to answer where they were last heard, before
+	// strays are looked for.
+	strayAfter = 2 * time.Second
+
 	// strayEvery is the least time between two calls to strays. Anybody can send
-	// something that looks like one, and must not make this end send much to others.
-	strayEvery = 5 * time.Second
+	// something that looks like one, and must not make this end send much to others. It
+	// doubles up to strayRarely as long as nobody answers.
+	strayEvery  = 5 * time.Second
+	strayRarely = time.Minute
 
 	// strayPatience is how long a peer may take to answer at a stray's address. After
 	// that it is called where it was last heard again.
@@ -31,6 +37,7 @@ const (
 // stray is the last address that was tried, and the peers for which it was.
 type stray struct {
 	at    time.Time
+	pause time.Duration
 	peers []Peer
 }
 
@@ -47,12 +54,11 @@ func unheard(peers []Peer, status map[PublicKey]PeerStatus) (missing []Peer) {
 // look asks for strays as long as a peer has not been heard, and gives those that have not
 // answered at the last one's address back to the memory.
 func (s *stray) look(l *live, memory *endpointMemory, peers []Peer, status map[PublicKey]PeerStatus) {
-	if len(unheard(peers, status)) > 0 && time.Since(s.at) > strayEvery {
+	if len(unheard(peers, status)) > 0 && time.Since(s.at) > s.pause && memory.tried() {
+		// An address at which a peer has been called has its own session, or will.
 		known := make(map[netip.AddrPort]bool)
 		for _, other := range status {
-			if !other.LastReceived.IsZero() {
-				known[other.Endpoint] = true
-			}
+			known[other.Endpoint] = true
 		}
 		l.bind.WantStray(known)
 	} else {
@@ -61,7 +67,11 @@ func (s *stray) look(l *live, memory *endpointMemory, peers []Peer, status map[P
 	if s.peers == nil || time.Since(s.at) < strayPatience {
 		return
 	}
-	memory.recall(unheard(s.peers, status), l.log())
+	missing := unheard(s.peers, status)
+	if len(missing) < len(s.peers) {
+		s.pause = strayEvery
+	}
+	memory.recall(missing, l.log())
 	s.peers = nil
 }
 
@@ -69,19 +79,19 @@ func (s *stray) look(l *live, memory *endpointMemory, peers []Peer, status map[P
 // believes in a session.
 func (s *stray) call(l *live, from netip.AddrPort, peers []Peer, status map[PublicKey]PeerStatus) {
 	missing := unheard(peers, status)
-	if len(missing) == 0 || time.Since(s.at) < strayEvery {
+	if len(missing) == 0 || time.Since(s.at) < s.pause {
 		return
 	}
 	for _, other := range status {
-		if other.Endpoint == from && !other.LastReceived.IsZero() {
+		if other.Endpoint == from {
 			return // its own session
 		}
 	}
 	missing = missing[:min(len(missing), strayPeers)]
-	s.at, s.peers = time.Now(), missing
+	s.at, s.peers, s.pause = time.Now(), missing, min(max(strayEvery, 2*s.pause), strayRarely)
 	for _, peer := range missing {
 		known := l.peer(peer.PublicKey)
-		if known == nil || status[peer.PublicKey].Endpoint == from {
+		if known == nil {
 			continue
 		}
 		known.ExpireCurrentKeypairs() // before the endpoint, as in endpointMemory.call

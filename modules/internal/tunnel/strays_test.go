@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -117,5 +118,49 @@ func TestStraysAreFew(t *testing.T) {
 	}
 	if back < 2 {
 		t.Errorf("the peer was called %d times where it was last heard, want that again after a stray", back)
+	}
+}
+
+// A home that speaks in its former session before it has answered the new relay is no
+// stray: the others are left alone.
+func TestBusyHomeIsNoStray(t *testing.T) {
+	relayConfig, homeConfig := ends(t)
+	relayConfig.Stack, homeConfig.Stack = StackGvisor, StackGvisor
+	homeConfig.ListenPort = freePort(t)
+	store := new(memoryStore)
+	relayConfig.Store = store
+	relayConfig.Peers = append(relayConfig.Peers, Peer{Name: "phone", PublicKey: key(1), AllowedIPs: prefixes("10.77.0.100/32")})
+	first := claim(t, New("relay"), relayConfig)
+	home := stockEnd(t, homeConfig)
+	if err := home.device.IpcSet(keepaliveChange(homeConfig.Peers[0].PublicKey, time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, func() error {
+		if store.content() == "" {
+			return errors.New("home has not called")
+		}
+		return nil
+	})
+	first.Release()
+
+	core, logs := observer.New(zap.InfoLevel)
+	second := New("relay").Claim(relayConfig, zap.New(core))
+	t.Cleanup(func() { second.Release() })
+	if err := second.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	stop := time.After(strayAfter + 3*time.Second)
+	for ticker := time.NewTicker(time.Millisecond); ; {
+		select {
+		case <-ticker.C:
+			home.peer.SendKeepalive()
+			continue
+		case <-stop:
+			ticker.Stop()
+		}
+		break
+	}
+	if calls := logs.FilterMessageSnippet("a session that is not known here"); calls.Len() > 0 {
+		t.Errorf("the phone was called at home's address: %v", calls.All())
 	}
 }
