@@ -116,9 +116,6 @@ func (s *soak) faults() []soakFault {
 // it has started must end with it.
 func (s *soak) restart(r *testnet.Relay, binary string, text *string, end func(*testnet.Process)) (mend func()) {
 	former := processesOf(s.t, binary)
-	if r == s.relay {
-		s.down = time.Now()
-	}
 	end(r.Process)
 	return func() {
 		r.Start(s.t, *text)
@@ -194,7 +191,6 @@ func (s *soak) reconnect(newAddress bool) (mend func()) {
 	if err := s.Reconnect(newAddress); err != nil {
 		s.t.Fatal(err)
 	}
-	s.moved = time.Now()
 	return nil
 }
 

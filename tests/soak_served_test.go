@@ -16,15 +16,6 @@ const (
 	// has to be less than the two minutes and more that WireGuard itself takes at
 	// the worst.
 	recoveryMax = 2 * time.Minute
-
-	// lostMax is when a home has to be served again that the relay cannot call, since
-	// it is elsewhere by the time that the relay is back. A home that is not ours has
-	// a session that it believes in for 180 s (Reject-After-Time), and nothing to say
-	// but keepalives, 25 s apart.
-	lostMax = 4 * time.Minute
-
-	// rememberedAfter is how long the relay may take to store where a home is.
-	rememberedAfter = 12 * time.Second
 )
 
 // recovery is how long it took after a fault until new connections and requests
@@ -36,14 +27,9 @@ type recovery struct {
 
 // awaitServed waits until everything is served, and says how long it took since
 // the fault was over.
-func (s *soak) awaitServed(since time.Time) recovery {
+func (s *soak) awaitServed(since time.Time) (r recovery) {
 	s.t.Helper()
-	return s.awaitServedWithin(recoveryMax, since)
-}
-
-func (s *soak) awaitServedWithin(limit time.Duration, since time.Time) (r recovery) {
-	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), limit)
+	ctx, cancel := context.WithTimeout(s.t.Context(), recoveryMax)
 	defer cancel()
 	var waiting sync.WaitGroup
 	var mu sync.Mutex
@@ -88,7 +74,7 @@ func (s *soak) awaitServedWithin(limit time.Duration, since time.Time) (r recove
 	waiting.Wait()
 	if missing != nil {
 		s.t.Fatalf("%s: %v after the end of %q still not served: %s\nthe relay says %s", time.Now().Format("15:04:05.000"),
-			limit, s.load.fault, strings.Join(missing, "; "), s.relay.Admin(s.t, "/wireguard/wg0"))
+			recoveryMax, s.load.fault, strings.Join(missing, "; "), s.relay.Admin(s.t, "/wireguard/wg0"))
 	}
 	return r
 }

@@ -81,7 +81,6 @@ type soak struct {
 	relayText, cabinText     string // the Caddyfiles
 	relayBinary, cabinBinary string
 	relayIP                  string
-	down, moved              time.Time // when the relay last ended, and the homes were last elsewhere
 
 	load   *workload
 	before footprint
@@ -159,11 +158,7 @@ func (s *soak) strike(faults ...soakFault) {
 		m()
 	}
 	mended := time.Now()
-	limit := recoveryMax
-	if s.down.After(begun) && s.moved.After(begun.Add(-rememberedAfter)) {
-		limit = lostMax
-	}
-	r := s.awaitServedWithin(limit, mended)
+	r := s.awaitServed(mended)
 	end()
 	s.load.leaveCut()
 	kind := name
