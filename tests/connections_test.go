@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -162,4 +164,27 @@ func (f footprint) expectAgain(t testing.TB, relay *testnet.Relay) {
 		t.Errorf("%d descriptors, before %d:\n%q\nbefore:\n%q",
 			len(now.descriptors), len(f.descriptors), now.descriptors, f.descriptors)
 	}
+}
+
+// heapMore is what a relay's heap has more after it was in full use, with room to
+// spare: 12 MiB have been seen, and wireguard-go's buffers have 64 KiB each.
+const heapMore = 20 << 20
+
+// heapInUse is what a relay's heap has after collections: what is kept for the next
+// use goes with the second.
+func heapInUse(t testing.TB, relay *testnet.Relay) (bytes int64) {
+	t.Helper()
+	var match []string
+	for range 3 {
+		profile := relay.Admin(t, "/debug/pprof/heap?gc=1&debug=1")
+		match = regexp.MustCompile(`(?m)^# HeapAlloc = (\d+)`).FindStringSubmatch(profile)
+	}
+	if match == nil {
+		t.Fatal("the relay's heap profile does not say what is in use")
+	}
+	bytes, err := strconv.ParseInt(match[1], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes
 }

@@ -185,7 +185,7 @@ func (s *soak) finish(begin time.Time) {
 	s.awaitServed(time.Now())
 	s.load.paused.Store(true)
 	s.expectBefore()
-	heap := s.heapInUse()
+	heap := heapInUse(s.t, s.relay)
 	s.load.end()
 	s.relay.Stop()
 	s.cabin.Stop()
@@ -219,10 +219,6 @@ func (s *soak) finish(begin time.Time) {
 	figure(t, "%s", &lines)
 }
 
-// heapMore is what a relay's heap has more after it was in full use, with room to
-// spare: 12 MiB have been seen, and wireguard-go's buffers have 64 KiB each.
-const heapMore = 20 << 20
-
 // expectBefore waits until the relay holds no more than before the soak. Idle
 // connections to home, and what is left of clients that have gone, end in time.
 func (s *soak) expectBefore() {
@@ -235,29 +231,11 @@ func (s *soak) expectBefore() {
 		if len(now.descriptors) > len(s.before.descriptors)+spareSockets {
 			return fmt.Errorf("%d descriptors, before %d:\n%q\nbefore:\n%q", len(now.descriptors), len(s.before.descriptors), now.descriptors, s.before.descriptors)
 		}
-		if heap := s.heapInUse(); heap > s.heap+heapMore {
+		if heap := heapInUse(s.t, s.relay); heap > s.heap+heapMore {
 			return fmt.Errorf("the heap is %d MiB, before %d MiB", heap>>20, s.heap>>20)
 		}
 		return nil
 	})
-}
-
-// heapInUse is what the relay's heap has after collections: what is kept for the next
-// use goes with the second.
-func (s *soak) heapInUse() (bytes int64) {
-	var match []string
-	for range 3 {
-		profile := s.relay.Admin(s.t, "/debug/pprof/heap?gc=1&debug=1")
-		match = regexp.MustCompile(`(?m)^# HeapAlloc = (\d+)`).FindStringSubmatch(profile)
-	}
-	if match == nil {
-		s.t.Fatal("the relay's heap profile does not say what is in use")
-	}
-	bytes, err := strconv.ParseInt(match[1], 10, 64)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return bytes
 }
 
 // keepLogs has the processes' whole logs kept if the test has failed: `go test

@@ -92,7 +92,7 @@ func newSoak(t *testing.T, seed uint64, full bool) *soak {
 	load.open(flows)
 	s.awaitServed(time.Now())
 	load.paused.Store(true)
-	s.before, s.heap = settle(t, s.relay), s.heapInUse()
+	s.before, s.heap = settle(t, s.relay), heapInUse(s.t, s.relay)
 	load.paused.Store(false)
 	load.start(transfers, s.random)
 	return s

@@ -89,7 +89,7 @@ func TestReloadStorm(t *testing.T) {
 	if use("before") > 0 {
 		t.FailNow()
 	}
-	before, rss := settle(t, w.relay), w.relay.RSS(t)
+	before, heap, rss := settle(t, w.relay), heapInUse(t, w.relay), w.relay.RSS(t)
 
 	lost, refused := 0, 0
 	begin := time.Now()
@@ -117,8 +117,12 @@ func TestReloadStorm(t *testing.T) {
 	size := upload.finish(t)
 	lost += use("at the end")
 	before.expectAgain(t, w.relay)
-	figure(t, "%d reloads in %.0f s (%d of them refused) under %d TCP connections, %d UDP flows, %d WebSockets and an upload of %d MiB: %d dropped; memory %d MiB before and %d MiB after.",
-		reloads, took.Seconds(), refused, connections, flows, sockets, size>>20, lost, rss>>20, w.relay.RSS(t)>>20)
+	after := heapInUse(t, w.relay)
+	if after > heap+heapMore {
+		t.Errorf("the heap is %d MiB, before %d MiB", after>>20, heap>>20)
+	}
+	figure(t, "%d reloads in %.0f s (%d of them refused) under %d TCP connections, %d UDP flows, %d WebSockets and an upload of %d MiB: %d dropped; heap %d MiB before and %d MiB after, memory of the process %d and %d MiB.",
+		reloads, took.Seconds(), refused, connections, flows, sockets, size>>20, lost, heap>>20, after>>20, rss>>20, w.relay.RSS(t)>>20)
 }
 
 // echoLine says a line on a connection that goes on afterwards.
