@@ -86,8 +86,14 @@ func testIsolation(t *testing.T, newStack New) {
 		}
 		defer listener.Close()
 	}
+	const seq = 4242
 	escaped := func(p parsed) {
 		t.Helper()
+		for _, f := range families {
+			if p.isEchoReply(f, seq) {
+				return // to one of several pings, of which it was not the last
+			}
+		}
 		t.Errorf("a packet left from %v to %v, protocol %d", p.from, p.to, p.protocol)
 	}
 	outsiders := map[bool][]string{
@@ -107,7 +113,7 @@ func testIsolation(t *testing.T, newStack New) {
 				w.send(synPacket(to, f.here, 80), udpPacket(to, f.here, 9, "x"))
 			}
 		}
-		w.ping(f, 4242, escaped)
+		w.ping(f, seq, escaped)
 	}
 	// Whatever was answered has left by now, or does so at once.
 	for quiet := false; !quiet; {
