@@ -1,35 +1,22 @@
 package ddns
 
 import (
-	"encoding/json"
-	"fmt"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+
+	"github.com/homeward-relay/homeward/modules/wireguard"
 )
 
-func init() { httpcaddyfile.RegisterGlobalOption("ddns", parseGlobalOption) }
+func init() {
+	httpcaddyfile.RegisterGlobalOption("ddns", wireguard.RepeatableOption("ddns", func() *App { return new(App) }))
+}
 
 // originBlock is a block's own place in its Origins.
 const originBlock = "ddns"
-
-// parseGlobalOption reads one `ddns` block and adds its domain to those of the blocks
-// before it.
-func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
-	app := new(App)
-	if former, ok := existing.(httpcaddyfile.App); ok {
-		if err := json.Unmarshal(former.Value, app); err != nil {
-			return nil, fmt.Errorf("reading the former ddns blocks: %w", err)
-		}
-	}
-	if err := app.UnmarshalCaddyfile(d); err != nil {
-		return nil, err
-	}
-	return httpcaddyfile.App{Name: "ddns", Value: caddyconfig.JSON(app, nil)}, nil
-}
 
 // UnmarshalCaddyfile adds a domain. It can be called for one block after another.
 // Syntax:

@@ -2,10 +2,11 @@ package ddns
 
 import (
 	"encoding/json"
-	"net/url"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/homeward-relay/homeward/modules/internal/redact"
 )
 
 // leastSecret is the length from which on a value counts as a secret: shorter ones are
@@ -16,14 +17,10 @@ const leastSecret = 8
 // some providers show their tokens in errors. The options are taken as they are written
 // and as the provider has them.
 func hiding(configuration json.RawMessage, provider any) *strings.Replacer {
-	var pairs []string
-	seen := make(map[string]bool)
+	var values []string
 	hide := func(value string) {
-		for _, form := range []string{value, url.QueryEscape(value), url.PathEscape(value)} {
-			if len(form) >= leastSecret && !seen[form] {
-				seen[form] = true
-				pairs = append(pairs, form, "REDACTED")
-			}
+		if len(value) >= leastSecret {
+			values = append(values, value)
 		}
 	}
 	repl := caddy.NewReplacer()
@@ -42,7 +39,7 @@ func hiding(configuration json.RawMessage, provider any) *strings.Replacer {
 	if content, err := json.Marshal(provider); err == nil {
 		walk(content)
 	}
-	return strings.NewReplacer(pairs...)
+	return redact.Values(values...)
 }
 
 // eachText visits the texts in a value of JSON.

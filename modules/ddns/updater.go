@@ -42,8 +42,6 @@ type target struct {
 	ttl      time.Duration
 	provider libdns.RecordSetter
 	hide     *strings.Replacer // of the provider's secrets
-
-	mu sync.Mutex // lets one family at a time ask the provider
 }
 
 // record is what is known of a record, in this process. It outlives configurations, so
@@ -56,7 +54,7 @@ type record struct {
 	settings        string     // with which it was set
 	updated, failed uint64
 
-	setting sync.Mutex // lets one configuration at a time set it
+	setting *sync.Mutex // lets one record of a name at a time be set, by one configuration
 }
 
 // begin is for a configuration that takes the record over. One with other settings has to
@@ -80,18 +78,22 @@ func (r *record) doubt() (former netip.Addr) {
 
 var (
 	recordsMu sync.Mutex
-	records   = make(map[[2]string]*record)
+	records   = make(map[string]map[string]*record) // by name and type
 )
 
 // recordOf returns the record of a name.
 func recordOf(name string, family family) *record {
 	recordsMu.Lock()
 	defer recordsMu.Unlock()
-	key := [2]string{strings.ToLower(name), family.record}
-	if records[key] == nil {
-		records[key] = new(record)
+	name = strings.ToLower(name)
+	if records[name] == nil {
+		setting := new(sync.Mutex)
+		records[name] = make(map[string]*record)
+		for _, f := range families {
+			records[name][f.record] = &record{setting: setting}
+		}
 	}
-	return records[key]
+	return records[name][family.record]
 }
 
 // updater keeps one record right.
@@ -246,8 +248,6 @@ func (u *updater) publish(ctx context.Context, address netip.Addr) error {
 	t := u.target
 	u.record.setting.Lock()
 	defer u.record.setting.Unlock()
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}

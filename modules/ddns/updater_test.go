@@ -83,7 +83,7 @@ func newTimeline(t *testing.T) *timeline {
 		from:   line.source,
 		check:  noCheck,
 		// Something is known, or else the world's DNS would be asked.
-		record: &record{published: netip.MustParseAddr("2001:db8::ffff"), at: time.Now()},
+		record: &record{published: netip.MustParseAddr("2001:db8::ffff"), at: time.Now(), setting: new(sync.Mutex)},
 		logger: zap.New(core),
 		emit: func(event string, _ *updater, address string, err error) {
 			line.events = append(line.events, fmt.Sprint(event, " ", address, " ", err))
@@ -104,7 +104,7 @@ func newTimeline(t *testing.T) *timeline {
 
 func (line *timeline) want(t *testing.T, after time.Duration, set ...string) {
 	t.Helper()
-	time.Sleep(after)
+	time.Sleep(after) // in a bubble of synctest, here and below, where no time passes while anybody is busy
 	synctest.Wait()
 	line.provider.mu.Lock()
 	defer line.provider.mu.Unlock()
@@ -209,7 +209,7 @@ func TestCheck(t *testing.T) {
 				family: families[0],
 				from:   static(netip.MustParseAddr("127.0.0.1")), // no source would have it
 				check:  test.check,
-				record: &record{published: netip.MustParseAddr(test.published)},
+				record: &record{published: netip.MustParseAddr(test.published), setting: new(sync.Mutex)},
 				logger: core,
 				emit:   func(string, *updater, string, error) {},
 			}

@@ -6,7 +6,6 @@ package duckdns
 import (
 	"context"
 	"errors"
-	"net/url"
 	"strings"
 	"time"
 
@@ -15,6 +14,8 @@ import (
 	"github.com/libdns/duckdns"
 	"github.com/libdns/libdns"
 	"go.uber.org/zap"
+
+	"github.com/homeward-relay/homeward/modules/internal/redact"
 )
 
 const (
@@ -82,7 +83,7 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 		}
 		ctx.Logger().Warn("this is no token of DuckDNS, so its requests will fail; see whether the environment or the file has it for Caddy's user", fields...)
 	}
-	p.hide = hiding(token)
+	p.hide = redact.Values(token, strings.ToLower(token), strings.ToUpper(token))
 	return nil
 }
 
@@ -119,18 +120,6 @@ func (p *Provider) call(ctx context.Context, zone string, records []libdns.Recor
 		return done, &hiddenError{err, p.hide}
 	}
 	return done, nil
-}
-
-// hiding replaces a token, in the forms in which it may be in an error.
-func hiding(token string) *strings.Replacer {
-	if token == "" {
-		return strings.NewReplacer()
-	}
-	var pairs []string
-	for _, form := range []string{token, url.QueryEscape(token), url.PathEscape(token), strings.ToLower(token), strings.ToUpper(token)} {
-		pairs = append(pairs, form, "REDACTED")
-	}
-	return strings.NewReplacer(pairs...)
 }
 
 // hiddenError is an error without the token that its text has. It is not to be

@@ -131,18 +131,18 @@ func (a *peerAddition) run(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	plan := &setupPlan{
+	written := newFiles{
 		folders: []newFile{{path: homeFolder, mode: 0o700}},
 		files:   append(keyFiles(keys, folder, owner), files...),
 	}
-	if err := plan.write(); err != nil {
+	if err := written.write(); err != nil {
 		return err
 	}
 
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	say("Written:")
-	for _, file := range plan.files {
+	for _, file := range written.files {
 		say("  %s", file.path)
 	}
 	say("\nPaste this into the block `wireguard %s` of %s:\n", name, r.path)
@@ -150,7 +150,7 @@ func (a *peerAddition) run(w io.Writer) error {
 	say("\nthen: systemctl reload homeward")
 	say("Take %s home, then off the VM: it has the keys of %s.", shellWord(homeFolder), a.name)
 	if owner == nil {
-		say("The file %s belongs to you: it must be %s's.", shellWord(plan.files[0].path), a.user)
+		say("The file %s belongs to you: it must be %s's.", shellWord(written.files[0].path), a.user)
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return err

@@ -12,22 +12,24 @@ import (
 )
 
 func init() {
-	httpcaddyfile.RegisterGlobalOption("wireguard", parseGlobalOption)
+	httpcaddyfile.RegisterGlobalOption("wireguard", RepeatableOption("wireguard", func() *App { return new(App) }))
 }
 
-// parseGlobalOption reads one `wireguard` block and adds its tunnel to those
-// of the blocks before it.
-func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
-	app := new(App)
-	if former, ok := existing.(httpcaddyfile.App); ok {
-		if err := json.Unmarshal(former.Value, app); err != nil {
-			return nil, fmt.Errorf("reading the former wireguard blocks: %w", err)
+// RepeatableOption returns the parser of a global option that configures the app of the
+// same name, and whose blocks add up: UnmarshalCaddyfile is called for one after another.
+func RepeatableOption[A caddyfile.Unmarshaler](name string, newApp func() A) httpcaddyfile.UnmarshalGlobalFunc {
+	return func(d *caddyfile.Dispenser, existing any) (any, error) {
+		app := newApp()
+		if former, ok := existing.(httpcaddyfile.App); ok {
+			if err := json.Unmarshal(former.Value, app); err != nil {
+				return nil, fmt.Errorf("reading the former %s blocks: %w", name, err)
+			}
 		}
+		if err := app.UnmarshalCaddyfile(d); err != nil {
+			return nil, err
+		}
+		return httpcaddyfile.App{Name: name, Value: caddyconfig.JSON(app, nil)}, nil
 	}
-	if err := app.UnmarshalCaddyfile(d); err != nil {
-		return nil, err
-	}
-	return httpcaddyfile.App{Name: "wireguard", Value: caddyconfig.JSON(app, nil)}, nil
 }
 
 // UnmarshalCaddyfile adds a tunnel. It can be called for one block after

@@ -218,15 +218,11 @@ func writeKeys(keys []keyFile) (err error) {
 			missing = append(missing, key)
 		}
 	}
-	for i, key := range missing {
-		if err := writeKey(key); err != nil {
-			for _, key := range missing[:i] {
-				os.Remove(key.path)
-			}
-			return err
-		}
+	err = writeNewFiles(keyFiles(missing, "", nil))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("writing the keys: the folder %s does not exist; make it first, for example with install -d -o caddy -g caddy -m 750 %[1]s", filepath.Dir(missing[0].path))
 	}
-	return nil
+	return err
 }
 
 // isKeyThere tells whether a file has the key already. What else a file has is
@@ -245,22 +241,6 @@ func isKeyThere(key keyFile) (bool, error) {
 		return false, fmt.Errorf("writing the key: %s has it already, and everybody can read it there: chmod 600 %[1]s", key.path)
 	}
 	return true, nil
-}
-
-func writeKey(key keyFile) error {
-	file, err := os.OpenFile(key.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("writing the key: the folder %s does not exist; make it first, for example with install -d -o caddy -g caddy -m 750 %[1]s", filepath.Dir(key.path))
-	}
-	if err != nil {
-		return fmt.Errorf("writing the key: %w", err)
-	}
-	_, err = file.WriteString(key.base64 + "\n")
-	if err = errors.Join(err, file.Close()); err != nil {
-		os.Remove(key.path)
-		return fmt.Errorf("writing the key: %w", err)
-	}
-	return nil
 }
 
 // oneLine keeps a path from ending the comment that it stands in.

@@ -226,7 +226,7 @@ func TestImportRefuses(t *testing.T) {
 			if err := os.Symlink("../elsewhere", filepath.Join(folder, "keys", "wg0-relay.psk")); err != nil {
 				t.Fatal(err)
 			}
-		}, "file exists", []string{"wg0-relay.psk"}},
+		}, "is there already", []string{"wg0-relay.psk"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			folder := t.TempDir()

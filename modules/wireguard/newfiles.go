@@ -19,6 +19,12 @@ type newFile struct {
 	owner   *owner // nil: whoever runs the command
 }
 
+// newFiles are files that are to be made, all or none, and the folders that they need.
+type newFiles struct {
+	folders []newFile // without content
+	files   []newFile
+}
+
 // owner is whom a file is given to.
 type owner struct {
 	name     string
@@ -103,4 +109,26 @@ func (f *newFile) write() (err error) {
 		return fmt.Errorf("writing a new file: %w", err)
 	}
 	return nil
+}
+
+// write makes the folders that are not there and writes the files, or none of them.
+func (n *newFiles) write() (err error) {
+	var made []string
+	defer func() {
+		if err != nil {
+			for _, folder := range made {
+				os.Remove(folder)
+			}
+		}
+	}()
+	for _, folder := range n.folders {
+		isNew, err := makeFolder(folder.path, folder.mode, folder.owner)
+		if err != nil {
+			return err
+		}
+		if isNew {
+			made = append([]string{folder.path}, made...)
+		}
+	}
+	return writeNewFiles(n.files)
 }

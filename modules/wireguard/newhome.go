@@ -157,10 +157,14 @@ func (h *newHome) files(relay *tunnel.Config, folder, homeFolder string, caddyfi
 	}, keyFiles(keys, folder, nil)), nil
 }
 
-// keyFiles are the files with keys, in a folder that may be another than theirs.
+// keyFiles are the files with keys, in a folder if they are not to be where they belong.
 func keyFiles(keys []keyFile, folder string, owner *owner) (files []newFile) {
 	for _, key := range keys {
-		files = append(files, newFile{path: filepath.Join(folder, filepath.Base(key.path)), mode: 0o600, content: []byte(key.base64 + "\n"), owner: owner})
+		path := key.path
+		if folder != "" {
+			path = filepath.Join(folder, filepath.Base(path))
+		}
+		files = append(files, newFile{path: path, mode: 0o600, content: []byte(key.base64 + "\n"), owner: owner})
 	}
 	return files
 }

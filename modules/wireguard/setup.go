@@ -128,28 +128,6 @@ func (s *setup) run(w io.Writer) error {
 	return nil
 }
 
-// write writes the plan's files, or none of them.
-func (p *setupPlan) write() (err error) {
-	var made []string
-	defer func() {
-		if err != nil {
-			for _, folder := range made {
-				os.Remove(folder)
-			}
-		}
-	}()
-	for _, folder := range p.folders {
-		isNew, err := makeFolder(folder.path, folder.mode, folder.owner)
-		if err != nil {
-			return err
-		}
-		if isNew {
-			made = append([]string{folder.path}, made...)
-		}
-	}
-	return writeNewFiles(p.files)
-}
-
 // hostSyntax is a name of DNS.
 var hostSyntax = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 

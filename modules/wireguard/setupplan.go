@@ -25,9 +25,8 @@ type setupPlan struct {
 	tunnel *tunnel.Config // the relay's
 	home   newHome
 
-	owner   *owner
-	folders []newFile // without content
-	files   []newFile
+	owner *owner
+	newFiles
 }
 
 // plan checks what the command is told and decides about everything.

@@ -38,7 +38,8 @@ func pair(t *testing.T) (client, server *net.TCPConn) {
 	return client, server
 }
 
-// settled waits until nothing lingers any more.
+// settled waits until nothing lingers any more, which nobody tells: so it looks now and
+// again.
 func settled(t *testing.T) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); now.Load() != 0; time.Sleep(10 * time.Millisecond) {
