@@ -232,8 +232,7 @@ func TestDatagramsOnTheTunnel(t *testing.T) {
 }
 
 // TestReloadsRefuseNobody reloads while clients connect: every one of them
-// is accepted by a server that is still there, and gets an answer. One in hundreds may
-// not, and get EOF: https://github.com/golang/go/issues/75591.
+// is accepted by a server that is still there, or handed on to one, and gets an answer.
 func TestReloadsRefuseNobody(t *testing.T) {
 	o := newOther(t)
 	load(t, o.config(site("0")))

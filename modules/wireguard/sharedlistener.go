@@ -1,8 +1,12 @@
 package wireguard
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"net"
+	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/homeward-relay/homeward/modules/internal/lingering"
@@ -11,10 +15,11 @@ import (
 
 // sharedListener lets several configurations accept from one listener. An
 // accepted connection goes to exactly one user that is still open, and waits
-// if for a moment there is none. It closes when its last user does.
+// if for a moment there is none. One that a closed user closes with a request that it
+// has not answered goes to another. It closes when its last user does.
 type sharedListener struct {
 	listener netstack.TCPListener
-	accepted chan netstack.TCPConn
+	accepted chan lingering.Socket
 	done     chan struct{} // closed by Destruct
 	stopped  chan struct{} // closed when the accept loop has ended
 }
@@ -22,7 +27,7 @@ type sharedListener struct {
 func newSharedListener(listener netstack.TCPListener) *sharedListener {
 	s := &sharedListener{
 		listener: listener,
-		accepted: make(chan netstack.TCPConn),
+		accepted: make(chan lingering.Socket),
 		done:     make(chan struct{}),
 		stopped:  make(chan struct{}),
 	}
@@ -43,12 +48,21 @@ func (s *sharedListener) accept() {
 			continue
 		}
 		errs.succeeded()
-		select {
-		case s.accepted <- conn.(netstack.TCPConn):
-		case <-s.done:
-			conn.Close()
+		if !s.offer(conn.(netstack.TCPConn)) {
 			return
 		}
+	}
+}
+
+// offer waits until a user takes a connection. It closes it, and returns false, when the
+// last has gone.
+func (s *sharedListener) offer(conn lingering.Socket) bool {
+	select {
+	case s.accepted <- conn:
+		return true
+	case <-s.done:
+		conn.Close()
+		return false
 	}
 }
 
@@ -93,11 +107,34 @@ func (u *listenerUse) Accept() (net.Conn, error) {
 			// Without keepalive the connection works as well.
 			_ = kept.SetKeepAliveConfig(u.keepAlive)
 		}
-		return lingering.New(conn), nil
+		c := lingering.New(conn)
+		c.OnUnanswered(u.handOn)
+		return c, nil
 	case <-u.closed:
 	case <-u.shared.stopped:
 	}
 	return nil, u.closedError()
+}
+
+// handOn gives a connection of this use, once it is closed, to another, if all that has
+// come is a request that may be asked twice.
+func (u *listenerUse) handOn(conn lingering.Socket, read []byte) bool {
+	if !isClosed(u.closed) || isClosed(u.shared.done) || !isRepeatable(read) {
+		return false
+	}
+	go u.shared.offer(lingering.Again(conn, read))
+	return true
+}
+
+// repeatable are the methods that a client may send again when it does not know what
+// has become of the first (RFC 9110, section 9.2.2), and that have no body.
+var repeatable = []string{http.MethodGet, http.MethodHead, http.MethodOptions}
+
+// isRepeatable says whether b is a whole request, without a body and with such a method.
+func isRepeatable(b []byte) bool {
+	rest := bufio.NewReader(bytes.NewReader(b))
+	request, err := http.ReadRequest(rest)
+	return err == nil && rest.Buffered() == 0 && request.ContentLength == 0 && slices.Contains(repeatable, request.Method)
 }
 
 func (u *listenerUse) closedError() error {

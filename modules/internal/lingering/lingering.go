@@ -52,31 +52,69 @@ type Conn struct {
 
 	reset, closed atomic.Bool
 	closing       sync.Once
+
+	begin      atomic.Pointer[beginning] // nil once it is over
+	handedOver atomic.Bool
 }
 
 // New makes a Conn of a connection, which it owns from now on.
 func New(socket Socket) *Conn { return &Conn{Socket: socket} }
 
 // NetConn is the connection itself.
-func (c *Conn) NetConn() net.Conn { return c.Socket }
+func (c *Conn) NetConn() net.Conn {
+	c.begin.Store(nil)
+	return c.Socket
+}
 
 // SetLinger is as net.TCPConn's.
 func (c *Conn) SetLinger(seconds int) error {
+	c.begin.Store(nil)
 	c.reset.Store(seconds == 0)
 	return c.Socket.SetLinger(seconds)
 }
 
 // Read reads from the connection, and fails with net.ErrClosed when it lingers.
 func (c *Conn) Read(p []byte) (int, error) {
-	n, err := c.Socket.Read(p)
 	if c.closed.Load() {
-		return 0, &net.OpError{Op: "read", Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: net.ErrClosed}
+		return 0, c.closedError("read")
+	}
+	begin := c.begin.Load()
+	begin.reading()
+	n, err := c.Socket.Read(p)
+	if !begin.read(p[:n], err) {
+		c.begin.Store(nil)
+	}
+	if c.closed.Load() {
+		return 0, c.closedError("read")
 	}
 	return n, err
 }
 
+// Write writes to the connection.
+func (c *Conn) Write(p []byte) (int, error) {
+	if c.closed.Load() {
+		return 0, c.closedError("write")
+	}
+	c.begin.Store(nil)
+	return c.Socket.Write(p)
+}
+
+// CloseWrite is as net.TCPConn's.
+func (c *Conn) CloseWrite() error {
+	c.begin.Store(nil)
+	return c.Socket.CloseWrite()
+}
+
+func (c *Conn) closedError(op string) error {
+	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: net.ErrClosed}
+}
+
 // ReadFrom writes what it reads, as the connection itself can do it best.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
+	if c.closed.Load() {
+		return 0, c.closedError("write")
+	}
+	c.begin.Store(nil)
 	if to, ok := c.Socket.(io.ReaderFrom); ok {
 		return to.ReadFrom(r)
 	}
@@ -85,9 +123,9 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 
 // Close closes the connection.
 func (c *Conn) Close() error {
-	lingers := false
-	c.closing.Do(func() { lingers = !c.reset.Load() && c.linger() })
-	if lingers {
+	left := false // to others
+	c.closing.Do(func() { left = c.handOver() || !c.reset.Load() && c.linger() })
+	if left || c.handedOver.Load() {
 		return nil
 	}
 	c.closed.Store(true)
@@ -104,7 +142,7 @@ func (c *Conn) linger() bool {
 		return false
 	}
 	c.closed.Store(true)
-	if c.CloseWrite() != nil {
+	if c.Socket.CloseWrite() != nil {
 		now.Add(-1)
 		return false
 	}
