@@ -40,6 +40,14 @@ func init() {
 
 // Provider sets the records of a DuckDNS domain: one A, one AAAA and one TXT for the
 // domain and all names below it (https://www.duckdns.org/spec.jsp).
+//
+// Certificates by DNS-01 for several names of a domain share its TXT record. Their orders
+// take turns, in one Caddy by themselves. Another ACME client's challenge that is found in
+// the record, such as that of a Caddy with this module at the other end of the tunnel, is
+// waited for, until it has gone and resolvers have forgotten it, or 4 minutes if it stays
+// the same. An order fails, and is tried again later, if that takes more than 10 minutes.
+// ACME clients that do not look before they set the record may still spoil an order: they
+// should use HTTP-01, or a DuckDNS domain of their own.
 type Provider struct {
 	// The account's token. It should be a placeholder, `{env.DUCKDNS_TOKEN}` or
 	// `{file./path}`, so that the token itself is not in the configuration, which the
@@ -51,11 +59,14 @@ type Provider struct {
 	OverrideDomain string `json:"override_domain,omitempty"`
 
 	// The DNS server that is asked for the present records, as host:port. Default:
-	// 8.8.8.8:53.
+	// 8.8.8.8:53, and for challenges DuckDNS's own, which are never out of date.
 	Resolver string `json:"resolver,omitempty"`
 
-	client *duckdns.Provider
-	hide   *strings.Replacer // of the token
+	client  *duckdns.Provider
+	hide    *strings.Replacer // of the token
+	storage storage
+	pace    pace
+	log     *zap.Logger
 }
 
 // CaddyModule returns the Caddy module information.
@@ -68,6 +79,7 @@ func (*Provider) CaddyModule() caddy.ModuleInfo {
 
 // Provision expands the placeholders.
 func (p *Provider) Provision(ctx caddy.Context) error {
+	p.storage, p.pace, p.log = ctx.Storage(), defaultPace, ctx.Logger()
 	repl := caddy.NewReplacer()
 	token := strings.TrimSpace(repl.ReplaceAll(p.APIToken, ""))
 	p.client = &duckdns.Provider{
@@ -94,9 +106,17 @@ func (p *Provider) GetRecords(ctx context.Context, zone string) ([]libdns.Record
 	})
 }
 
-// AppendRecords sets records, since a domain has one of each kind.
-func (p *Provider) AppendRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	return p.call(ctx, zone, records, p.client.AppendRecords)
+// AppendRecords sets records, since a domain has one of each kind. With the challenge of
+// an ACME order it waits until the record is free.
+func (p *Provider) AppendRecords(ctx context.Context, zone string, records []libdns.Record) (done []libdns.Record, err error) {
+	set := func() error {
+		done, err = p.call(ctx, zone, records, p.client.AppendRecords)
+		return err
+	}
+	if challenge := p.challengeOf(zone, records); challenge != nil {
+		return done, challenge.set(ctx, set)
+	}
+	return done, set()
 }
 
 // SetRecords sets records. What is not named stays as it is.
@@ -104,8 +124,15 @@ func (p *Provider) SetRecords(ctx context.Context, zone string, records []libdns
 	return p.call(ctx, zone, records, p.client.SetRecords)
 }
 
-// DeleteRecords removes TXT records. With an A or AAAA record DuckDNS removes both.
+// DeleteRecords removes TXT records, but for the challenge of an ACME order if another's
+// is there by now. With an A or AAAA record DuckDNS removes both.
 func (p *Provider) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	if challenge := p.challengeOf(zone, records); challenge != nil {
+		if challenge.isAnothers(ctx) {
+			return records, nil
+		}
+		defer challenge.forget(ctx)
+	}
 	return p.call(ctx, zone, records, p.client.DeleteRecords)
 }
 

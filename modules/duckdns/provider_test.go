@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/standard"
 	_ "github.com/caddyserver/caddy/v2/modules/caddytls"
+	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
 	"github.com/libdns/libdns"
 
 	"github.com/homeward-relay/homeward/tests/adapttest"
@@ -40,8 +41,11 @@ func answering(t *testing.T, answer roundTripper) {
 // provider is a module as Caddy loads it.
 func provider(t *testing.T, configuration string) *Provider {
 	t.Helper()
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	t.Cleanup(cancel)
+	storage := fmt.Appendf(nil, `{"module": "file_system", "root": %q}`, t.TempDir())
+	ctx, err := caddy.ProvisionContext(&caddy.Config{StorageRaw: storage})
+	if err != nil {
+		t.Fatal(err)
+	}
 	module, err := ctx.LoadModuleByID(moduleID, json.RawMessage(configuration))
 	if err != nil {
 		t.Fatal(err)

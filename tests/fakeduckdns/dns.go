@@ -13,9 +13,6 @@ import (
 // say where it is for clients that ask the zone's own servers.
 const NameServer = "ns1.duckdns.org"
 
-// ttl is DuckDNS's, in seconds.
-const ttl = 60
-
 // ServeDNS answers for the zone with authority, and for the other hosts that
 // the server knows as a resolver would.
 func (s *Server) ServeDNS(w dns.ResponseWriter, request *dns.Msg) {
@@ -36,7 +33,7 @@ func (s *Server) answer(reply *dns.Msg, question dns.Question) {
 	name := strings.ToLower(question.Name)
 	if target, ok := s.aliases[name]; ok {
 		reply.Answer = []dns.RR{&dns.CNAME{
-			Hdr:    dns.RR_Header{Name: question.Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: ttl},
+			Hdr:    dns.RR_Header{Name: question.Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: s.TTL},
 			Target: target,
 		}}
 		if question.Qtype == dns.TypeCNAME {
@@ -45,11 +42,11 @@ func (s *Server) answer(reply *dns.Msg, question dns.Question) {
 		name, question.Name = target, target
 	}
 	header := func(kind uint16) dns.RR_Header {
-		return dns.RR_Header{Name: question.Name, Rrtype: kind, Class: dns.ClassINET, Ttl: ttl}
+		return dns.RR_Header{Name: question.Name, Rrtype: kind, Class: dns.ClassINET, Ttl: s.TTL}
 	}
 	add := func(records ...dns.RR) { reply.Answer = append(reply.Answer, records...) }
 	soa := &dns.SOA{
-		Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
+		Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: s.TTL},
 		Ns:  NameServer + ".", Mbox: "hostmaster." + zone,
 		Serial: uint32(len(s.updates) + 1), Refresh: 6000, Retry: 120, Expire: 2419200, Minttl: 600,
 	}

@@ -27,6 +27,9 @@ type Server struct {
 	// slow.
 	RemovalDelay time.Duration
 
+	// TTL is that of all answers, in seconds. DuckDNS's is 60.
+	TTL uint32
+
 	// Answer, if not nil, answers in place of DuckDNS as long as it returns true.
 	Answer func(w http.ResponseWriter, r *http.Request) bool
 
@@ -72,6 +75,7 @@ var FirstAddress = netip.MustParseAddr("192.0.2.222")
 func New(token string, domains ...string) *Server {
 	s := &Server{
 		Token:   token,
+		TTL:     60,
 		domains: make(map[string]*domain),
 		hosts:   make(map[string]netip.Addr),
 		aliases: make(map[string]string),
@@ -120,6 +124,13 @@ func (s *Server) Addresses(name string) (a, aaaa netip.Addr) {
 		return d.a, d.aaaa
 	}
 	return
+}
+
+// TXT is a domain's TXT value, empty if there is none.
+func (s *Server) TXT(name string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.domains[name].txt
 }
 
 // ServeHTTP answers GET /update.

@@ -1,0 +1,268 @@
+package duckdns
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"github.com/libdns/libdns"
+	"github.com/miekg/dns"
+	"go.uber.org/zap"
+
+	"github.com/homeward-relay/homeward/modules/internal/dnsturns"
+)
+
+// A DuckDNS domain has one TXT value, and a CA finds there only the challenge that was
+// set last. The orders of one Caddy take turns (package dnsturns), and so do those of
+// several with the same storage. The relay and the home behind it have no storage in
+// common, and often want certificates for names of one domain: all they share is the
+// value. So whoever finds another's challenge there leaves it until it has gone, and
+// looks once more after setting its own, since two may set theirs in the same moment.
+
+// pace is how the value is looked at.
+type pace struct {
+	// look is the pause between two looks.
+	look time.Duration
+
+	// settle is after setting a value how long another might come who has looked
+	// before: about what a request to DuckDNS takes.
+	settle time.Duration
+
+	// left is how long a challenge stays the same before it is taken for one that was
+	// left behind. A CA is done sooner, also after the 2 minutes for which
+	// certmagic looks whether the value has appeared.
+	left time.Duration
+
+	// longest is how long an order waits for others. It is shorter than a turn.
+	longest time.Duration
+}
+
+var defaultPace = pace{look: 5 * time.Second, settle: 3 * time.Second, left: 4 * time.Minute, longest: 10 * time.Minute}
+
+// lookTimeout bounds a look at DNS.
+const lookTimeout = 5 * time.Second
+
+// isChallenge matches the values of DNS-01: a SHA-256 in base64url (RFC 8555, section
+// 8.4). What else a domain may have is no order's.
+var isChallenge = regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`).MatchString
+
+// challenge is a value to set for an ACME order.
+type challenge struct {
+	*Provider
+	domain string // at DuckDNS
+	value  string
+	log    *zap.Logger
+}
+
+// challengeOf returns the challenge that records are, or nil.
+func (p *Provider) challengeOf(zone string, records []libdns.Record) *challenge {
+	if len(records) != 1 {
+		return nil
+	}
+	rr := records[0].RR()
+	domain := dnsturns.Slot(cmp.Or(p.client.OverrideDomain, libdns.AbsoluteName(rr.Name, zone)))
+	if rr.Type != "TXT" || !isChallenge(rr.Data) || domain == "" {
+		return nil
+	}
+	return &challenge{p, domain, rr.Data, p.log.With(zap.String("domain", domain))}
+}
+
+// set calls write when no other order's challenge is there, until it stays.
+func (c *challenge) set(ctx context.Context, write func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.pace.longest, fmt.Errorf(
+		"other orders have had the TXT record of %s for %v; names of one DuckDNS domain should be ordered by one ACME client, or by HTTP-01", c.domain, c.pace.longest))
+	defer cancel()
+	for {
+		before, err := c.untilFree(ctx)
+		if err != nil {
+			return err
+		}
+		c.remember(ctx)
+		if err := write(); err != nil {
+			return err
+		}
+		if stays, err := c.stays(ctx, before); stays || err != nil {
+			return err
+		}
+		c.log.Info("another ACME client has set its challenge in the same moment; waiting until it is done")
+	}
+}
+
+// untilFree waits until no other order's challenge is there, or the one that is there
+// must have been left behind. It returns what is there then, or nil if DNS does not say:
+// then it is as it would be without looking.
+func (c *challenge) untilFree(ctx context.Context) (*txt, error) {
+	var last *txt // another's
+	var since, gone time.Time
+	for {
+		found, err := c.look(ctx)
+		switch {
+		case err != nil && last == nil:
+			c.log.Debug("looking whether another ACME client has the TXT record", zap.Error(err))
+			return nil, context.Cause(ctx)
+		case err != nil:
+			// It may still be there.
+		case !isChallenge(found.value) || found.value == c.value || c.isOurs(ctx, found.value):
+			if gone.IsZero() {
+				gone = time.Now()
+			}
+			// So long resolvers may remember it, which may have been for the same name.
+			if last == nil || time.Since(gone) >= last.ttl {
+				return found, nil
+			}
+		default:
+			if last == nil {
+				c.log.Info("waiting until another ACME client is done with the TXT record")
+			}
+			if last == nil || found.value != last.value {
+				since = time.Now()
+			}
+			last, gone = found, time.Time{}
+			if unchanged := time.Since(since); unchanged >= c.pace.left {
+				c.log.Warn("overwriting the challenge that another ACME client has left in the TXT record", zap.Duration("unchanged", unchanged))
+				return found, nil
+			}
+		}
+		if err := wait(ctx, c.pace.look); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// stays says whether the value that was just set in place of another is not overwritten
+// at once. A name server that has not heard of it yet says nothing about that.
+func (c *challenge) stays(ctx context.Context, before *txt) (bool, error) {
+	if before == nil {
+		return true, nil
+	}
+	if err := wait(ctx, c.pace.settle); err != nil {
+		return false, err
+	}
+	found, err := c.look(ctx)
+	if err != nil {
+		return true, context.Cause(ctx)
+	}
+	return !isChallenge(found.value) || found.value == c.value || found.value == before.value, nil
+}
+
+// isAnothers says whether the record has another order's challenge by now.
+func (c *challenge) isAnothers(ctx context.Context) bool {
+	found, err := c.look(ctx)
+	return err == nil && isChallenge(found.value) && found.value != c.value
+}
+
+// key is where the storage has the last value that was set. A Caddy that was killed
+// knows by it next time what it has left behind itself.
+func (c *challenge) key() string { return "duckdns/" + c.domain + "/challenge" }
+
+func (c *challenge) remember(ctx context.Context) {
+	if err := c.storage.Store(ctx, c.key(), []byte(c.value)); err != nil {
+		c.log.Warn("storing the challenge", zap.Error(err))
+	}
+}
+
+func (c *challenge) isOurs(ctx context.Context, value string) bool {
+	ours, err := c.storage.Load(ctx, c.key())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.log.Warn("loading the last challenge", zap.Error(err))
+	}
+	return string(ours) == value
+}
+
+func (c *challenge) forget(ctx context.Context) {
+	if c.isOurs(ctx, c.value) {
+		if err := c.storage.Delete(ctx, c.key()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			c.log.Warn("deleting the stored challenge", zap.Error(err))
+		}
+	}
+}
+
+// txt is an answer of DNS. The value is empty if there is none.
+type txt struct {
+	value string
+	ttl   time.Duration
+}
+
+// look asks for the value: the resolver if one is given, otherwise a name server of
+// DuckDNS, which remembers nothing.
+func (c *challenge) look(ctx context.Context) (*txt, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	question := new(dns.Msg)
+	question.SetQuestion(dns.Fqdn(c.domain), dns.TypeTXT)
+	servers, err := c.nameServers(ctx)
+	for _, server := range servers {
+		var answer *dns.Msg
+		if answer, _, err = new(dns.Client).ExchangeContext(ctx, question, server); err != nil {
+			continue
+		}
+		if answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError {
+			err = fmt.Errorf("%s answers %s", server, dns.RcodeToString[answer.Rcode])
+			continue
+		}
+		for _, rr := range answer.Answer {
+			if rr, ok := rr.(*dns.TXT); ok {
+				return &txt{strings.Join(rr.Txt, ""), time.Duration(rr.Hdr.Ttl) * time.Second}, nil
+			}
+		}
+		return new(txt), nil
+	}
+	return nil, err
+}
+
+// nameServers returns at least one server, or an error.
+func (c *challenge) nameServers(ctx context.Context) ([]string, error) {
+	if c.client.Resolver != "" {
+		return []string{c.client.Resolver}, nil
+	}
+	records, err := net.DefaultResolver.LookupNS(ctx, "duckdns.org")
+	if err != nil {
+		return nil, err
+	}
+	var servers []string
+	for _, record := range records {
+		addresses, lookupErr := net.DefaultResolver.LookupHost(ctx, record.Host)
+		if lookupErr != nil {
+			err = lookupErr
+		}
+		for _, address := range addresses {
+			servers = append(servers, net.JoinHostPort(address, "53"))
+		}
+		// One that answers is enough, and a second one in case it does not.
+		if len(servers) > 1 {
+			break
+		}
+	}
+	if len(servers) == 0 {
+		return nil, cmp.Or(err, errors.New("duckdns.org has no name server"))
+	}
+	return servers, nil
+}
+
+// wait returns after a time, and an error if ctx ends before.
+func wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// storage is what a challenge needs of certmagic.Storage.
+type storage interface {
+	Store(ctx context.Context, key string, value []byte) error
+	Load(ctx context.Context, key string) ([]byte, error)
+	Delete(ctx context.Context, key string) error
+}
+
+var _ storage = certmagic.Storage(nil)
