@@ -74,8 +74,9 @@ func (p *Provider) challengeOf(zone string, records []libdns.Record) *challenge 
 	return &challenge{p, domain, rr.Data, p.log.With(zap.String("domain", domain))}
 }
 
-// set calls write when no other order's challenge is there, until it stays.
-func (c *challenge) set(ctx context.Context, write func() error) error {
+// set calls write when no other order's challenge is there, until it stays. It calls
+// remove if it fails after that, for then nobody else does.
+func (c *challenge) set(ctx context.Context, write func() error, remove func(context.Context)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.pace.longest, fmt.Errorf(
 		"other orders have had the TXT record of %s for %v; names of one DuckDNS domain should be ordered by one ACME client, or by HTTP-01", c.domain, c.pace.longest))
 	defer cancel()
@@ -88,8 +89,14 @@ func (c *challenge) set(ctx context.Context, write func() error) error {
 		if err := write(); err != nil {
 			return err
 		}
-		if stays, err := c.stays(ctx, before); stays || err != nil {
+		switch stays, err := c.stays(ctx, before); {
+		case err != nil:
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+			defer cancel()
+			remove(ctx)
 			return err
+		case stays:
+			return nil
 		}
 		c.log.Info("another ACME client has set its challenge in the same moment; waiting until it is done")
 	}

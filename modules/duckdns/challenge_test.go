@@ -270,6 +270,29 @@ func TestGivesUp(t *testing.T) {
 	}
 }
 
+// An order that ends while it looks whether its challenge stays takes it away.
+func TestEndsBetween(t *testing.T) {
+	w := newWorld(t)
+	c := w.client(t, w.resolver)
+	c.pace.settle = time.Hour
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	set := make(chan error, 1)
+	go func() { set <- c.append(ctx, value("own")) }()
+	for deadline := time.Now().Add(20 * time.Second); w.TXT("example") == ""; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing is set")
+		}
+	}
+	cancel()
+	if err := <-set; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if got := w.TXT("example"); got != "" {
+		t.Errorf("the record has %q", got)
+	}
+}
+
 // Other records, other domains and what is below a domain.
 func TestChallengeOf(t *testing.T) {
 	p := provider(t, fmt.Sprintf(`{"api_token": %q}`, token))

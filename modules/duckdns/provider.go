@@ -114,7 +114,11 @@ func (p *Provider) AppendRecords(ctx context.Context, zone string, records []lib
 		return err
 	}
 	if challenge := p.challengeOf(zone, records); challenge != nil {
-		return done, challenge.set(ctx, set)
+		return done, challenge.set(ctx, set, func(ctx context.Context) {
+			if _, err := p.DeleteRecords(ctx, zone, records); err != nil {
+				p.log.Warn("removing the challenge of an order that has ended", zap.Error(err))
+			}
+		})
 	}
 	return done, set()
 }
