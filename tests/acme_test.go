@@ -53,7 +53,7 @@ func newACMEWorld(t *testing.T, internet *testnet.Internet, validity time.Durati
 	for _, ip := range []string{nameServerIP, duckDNSIP, letsEncryptIP} {
 		core.IP(t, "addr add "+ip+"/32 dev lo")
 	}
-	w := &acmeWorld{duckDNS: fakeduckdns.New(duckToken, "example")}
+	w := &acmeWorld{duckDNS: fakeduckdns.New(duckToken, "example", "example-vm")}
 	for name, ip := range map[string]string{
 		fakeduckdns.NameServer: nameServerIP,
 		duckDNS:                duckDNSIP,

@@ -118,14 +118,17 @@ func TestSetup(t *testing.T) {
 		acme := newACMEWorld(t, w.Internet, 24*time.Hour)
 		w.relay.TrustRoots(roots(t, os.Getenv("SSL_CERT_FILE"), w.private.File))
 
-		w.setup(t, site, "--transparent", "--service", "2022:22,19132/udp")
+		w.setup(t, site, "--transparent", "--service", "2022:22,19132/udp",
+			"--vm-address", testnet.RelayIP+","+testnet.RelayIP6)
 		w.relay.Start(t, w.written(t, "Caddyfile"))
+		w.Home.SetHosts(t, map[string]string{testnet.Endpoint: testnet.RelayIP6})
 		down := w.home.UpQuick(t, w.written(t, "home/wg0.conf"))
 		defer down()
 		w.home.WaitHandshake(t)
 
 		pool := acme.roots(t)
 		waitCertificates(t, w.Internet, pool, []string{testnet.Domain, testnet.Subdomain}, nil, 2*time.Minute)
+		w.waitDNS(t, testnet.RelayIP, testnet.HomeIP6)
 		got, err := w.page(t, &tls.Config{RootCAs: pool}, "https://"+testnet.Subdomain+"/?setup")
 		if want := "this is " + testnet.Subdomain; err != nil || got != want {
 			t.Errorf("the site is %q (%v), want %q", got, err, want)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+
+	"github.com/homeward-relay/homeward/modules/internal/publicip"
 )
 
 // family is a kind of address and its record.
@@ -22,28 +24,16 @@ var families = []family{
 // nameSyntax is a name of DNS, or a wildcard.
 var nameSyntax = regexp.MustCompile(`^(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 
-// shared is the IPv4 that providers have behind their NAT (RFC 6598).
-var shared = netip.MustParsePrefix("100.64.0.0/10")
-
-// public returns an address as a record has it, or why nobody elsewhere could reach it.
+// public returns an address as a record has it, or why there can be none with it.
 func (f family) public(address netip.Addr) (netip.Addr, error) {
 	address = address.Unmap().WithZone("")
-	why := ""
-	switch {
-	case !address.IsValid() || address.Is4() != f.is4:
-		why = "is no address for an " + f.record + " record"
-	case shared.Contains(address):
-		why = "is behind the provider's NAT (CGN)"
-	case address.IsPrivate() && f.is4:
-		why = "is a private address"
-	case address.IsPrivate():
-		why = "is a unique local address (ULA)"
-	case address.IsLinkLocalUnicast(), address.IsLoopback(), address.IsMulticast(), address.IsUnspecified(), address == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		why = "is not reached from elsewhere"
-	default:
-		return address, nil
+	if !address.IsValid() || address.Is4() != f.is4 {
+		return netip.Addr{}, fmt.Errorf("%s is no address for an %s record", address, f.record)
 	}
-	return netip.Addr{}, fmt.Errorf("%s %s", address, why)
+	if err := publicip.Check(address); err != nil {
+		return netip.Addr{}, err
+	}
+	return address, nil
 }
 
 // suffix is the part of an address that stays when its prefix changes.

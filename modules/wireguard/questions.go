@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 )
 
@@ -16,10 +17,13 @@ type questions struct {
 	in     *bufio.Reader
 	out    io.Writer
 	secret func() (string, error) // reads a line without showing it
+
+	// outgoing returns this machine's addresses towards the internet.
+	outgoing func() []netip.Addr
 }
 
 func newQuestions(in io.Reader, out io.Writer, secret func() (string, error)) *questions {
-	return &questions{bufio.NewReader(in), out, secret}
+	return &questions{bufio.NewReader(in), out, secret, outgoingAddresses}
 }
 
 // ask asks until the answer is one that check takes. An empty answer is preset.
@@ -73,8 +77,8 @@ func (s *setup) ask(q *questions, given func(flag string) bool) error {
 			return err
 		}
 	}
-	if s.needsToken() && s.token == "" {
-		token, err := q.askSecret("DuckDNS's token, for the certificates", checkToken)
+	if s.token == "" && (s.certificatesNeedToken() || s.keepsRecords()) {
+		token, err := q.askSecret("DuckDNS's token", checkToken)
 		if err != nil {
 			return err
 		}
@@ -170,7 +174,16 @@ func (s *setup) askAll(q *questions, given func(flag string) bool) error {
 		}
 		question.take(answer)
 	}
-	return nil
+	if given("vm-address") || !s.hasRecords() {
+		return nil
+	}
+	answer, err := q.ask("The VM's public addresses, for the records at DuckDNS, which it then keeps right (none: you do)", s.presetVMAddresses(q.outgoing),
+		func(answer string) error {
+			_, _, err := parseVMAddresses(words(answer))
+			return err
+		})
+	s.vmAddresses = words(answer)
+	return err
 }
 
 // words parts an answer at blanks and commas.

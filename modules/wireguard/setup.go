@@ -34,6 +34,10 @@ then away from the VM.
 
 It asks for what the flags leave open. No file is overwritten.
 
+The VM keeps the records of names at DuckDNS right, if its public addresses are
+known: a web site's A is the VM, and its AAAA is home, if home calls the VM by a
+name. The token is taken from the environment variable DUCKDNS_TOKEN.
+
 --web says what the web server at home speaks:
 
 	https           HTTPS at port 443, with a certificate for its names
@@ -53,6 +57,7 @@ home takes that. A range is 7000-7010.
 	f := cmd.Flags()
 	f.StringSliceVar(&s.domains, "domain", nil, "Names of the web site")
 	f.StringVar(&s.relay, "relay", "", "Where home calls the VM: its IPv4 address, or a name whose A and AAAA are both the VM's")
+	f.StringSliceVar(&s.vmAddresses, "vm-address", nil, "The VM's public addresses, which it keeps in the records at DuckDNS; none: it keeps none (default --relay, if that is one)")
 	f.StringVar(&s.web, "web", webHTTPS, "What the web server at home speaks")
 	f.StringSliceVar(&s.services, "service", nil, "Ports that go home")
 	f.BoolVar(&s.transparent, "transparent", false, "Programs at home see the clients' own addresses; not behind a FRITZ!Box")
@@ -97,6 +102,7 @@ const (
 type setup struct {
 	domains                     []string
 	relay                       string
+	vmAddresses                 []string
 	web                         string
 	services                    []string
 	transparent                 bool
@@ -197,8 +203,8 @@ func checkToken(token string) error {
 	return nil
 }
 
-// needsToken tells whether the relay gets its certificates by DuckDNS.
-func (s *setup) needsToken() bool {
+// certificatesNeedToken tells whether the relay gets its certificates by DuckDNS.
+func (s *setup) certificatesNeedToken() bool {
 	scheme, _, err := parseWeb(s.web)
 	return err == nil && (scheme == webHTTPS || scheme == webHTTP) && s.certificate == ""
 }

@@ -66,9 +66,20 @@ func TestSetupFiles(t *testing.T) {
 				"home/wg0.conf":  {"AllowedIPs = 0.0.0.0/0, ::/0", "PostUp = ip -4 rule add from 10.77.0.2 table 51820"},
 				"home/Caddyfile": {"allowed_ips 0.0.0.0/0 ::/0", "wireguard/wg0:587 {", "# Port 25 is left out"},
 			}},
-		{"FRITZ!Box", []string{"--domain=example.duckdns.org", "--relay=vm.example.org", "--fritzbox=192.168.178.1/24", "--server=192.168.178.20"},
+		{"FRITZ!Box", []string{"--domain=example.duckdns.org", "--relay=vm.example.org", "--fritzbox=192.168.178.1/24", "--server=192.168.178.20", "--vm-address=203.0.113.5"},
 			[]string{"Caddyfile", "caddy.env", "home/fritzbox.conf", "wg0-home.psk", "wg0.key"},
-			map[string][]string{"Caddyfile": {"allowed_ips 192.168.178.0/24", "host 192.168.178.20"}}},
+			map[string][]string{"Caddyfile": {"allowed_ips 192.168.178.0/24", "host 192.168.178.20", "\t\ta static 203.0.113.5\n\t\t# aaaa peer home ::"}}},
+		{"records", []string{"--domain=example.duckdns.org,sub.example.duckdns.org,www.example.org", "--relay=example-vm.duckdns.org", "--web=passthrough", "--vm-address=203.0.113.5,2001:db8:5::5"},
+			[]string{"Caddyfile", "caddy.env", "home/Caddyfile", "home/wg0-relay.psk", "home/wg0.conf", "home/wg0.key", "wg0-home.psk", "wg0.key"},
+			map[string][]string{"Caddyfile": {
+				"\tddns example.duckdns.org {\n\t\tprovider duckdns {env.DUCKDNS_TOKEN}\n\t\ta static 203.0.113.5\n\t\taaaa peer home\n\t}\n",
+				"\tddns example-vm.duckdns.org {\n\t\tprovider duckdns {env.DUCKDNS_TOKEN}\n\t\ta static 203.0.113.5\n\t\taaaa static 2001:db8:5::5\n\t}\n\n\t#",
+			}}},
+		{"records for a relay called by address", []string{"--domain=example.duckdns.org", "--relay=203.0.113.5"},
+			[]string{"Caddyfile", "caddy.env", "home/Caddyfile", "home/wg0-relay.psk", "home/wg0.conf", "home/wg0.key", "wg0-home.psk", "wg0.key"},
+			map[string][]string{"Caddyfile": {"\t\ta static 203.0.113.5\n\t\t# aaaa peer home "}}},
+		{"no records", []string{"--domain=example.duckdns.org", "--relay=203.0.113.5", "--vm-address=none", "--web=passthrough"},
+			[]string{"Caddyfile", "home/Caddyfile", "home/wg0-relay.psk", "home/wg0.conf", "home/wg0.key", "wg0-home.psk", "wg0.key"}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			said, folder, err := setUp(t, test.flags...)
@@ -149,6 +160,10 @@ func TestSetupErrors(t *testing.T) {
 		{"no domain", []string{"--relay=203.0.113.5"}, "--domain"},
 		{"no relay", []string{"--domain=example.duckdns.org"}, "--relay"},
 		{"no token", []string{"--domain=example.duckdns.org", "--relay=203.0.113.5"}, "DUCKDNS_TOKEN"},
+		{"no token for records", []string{"--domain=example.duckdns.org", "--relay=vm.example.org", "--web=passthrough", "--vm-address=203.0.113.5"}, "DUCKDNS_TOKEN"},
+		{"private address", []string{"--domain=example.duckdns.org", "--relay=vm.example.org", "--web=passthrough", "--vm-address=10.0.0.5"}, "private address"},
+		{"two addresses", []string{"--domain=example.duckdns.org", "--relay=vm.example.org", "--web=passthrough", "--vm-address=203.0.113.5,203.0.113.6"}, "second address"},
+		{"no address", []string{"--domain=example.duckdns.org", "--relay=vm.example.org", "--web=passthrough", "--vm-address=vm"}, "no address of the VM"},
 		{"not at DuckDNS", []string{"--domain=www.example.org", "--relay=203.0.113.5"}, "is not at DuckDNS"},
 		{"home would call itself", []string{"--domain=example.duckdns.org", "--relay=Example.duckdns.org"}, "home would call itself"},
 		{"relay with a port", []string{"--domain=example.duckdns.org", "--relay=vm.example.org:51820"}, "--listen-port"},
@@ -306,18 +321,22 @@ func TestQuestions(t *testing.T) {
 		given                []string
 		want                 *setup // nil: an error
 	}{
-		{"all", "example.duckdns.org, sub.example.duckdns.org\nvm.example.org\n\n\n\n2022:22 6514\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
-			&setup{domains: []string{"example.duckdns.org", "sub.example.duckdns.org"}, relay: "vm.example.org", web: "https", services: []string{"2022:22", "6514"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
-		{"repeated", "no name\nexample.duckdns.org\nexample.duckdns.org\n203.0.113.5\nhttp\nhttp:8080\n\nperhaps\nyes\n22:x\n25\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
-			&setup{domains: []string{"example.duckdns.org"}, relay: "203.0.113.5", web: "http:8080", transparent: true, services: []string{"25"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
+		{"all", "example.duckdns.org, sub.example.duckdns.org\nvm.example.org\n\n\n\n2022:22 6514\n\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
+			&setup{domains: []string{"example.duckdns.org", "sub.example.duckdns.org"}, relay: "vm.example.org", web: "https", services: []string{"2022:22", "6514"}, vmAddresses: []string{"192.0.2.1", "2001:db8::1"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
+		{"repeated", "no name\nexample.duckdns.org\nexample.duckdns.org\n203.0.113.5\nhttp\nhttp:8080\n\nperhaps\nyes\n22:x\n25\n10.0.0.1\n\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
+			&setup{domains: []string{"example.duckdns.org"}, relay: "203.0.113.5", web: "http:8080", transparent: true, services: []string{"25"}, vmAddresses: []string{"203.0.113.5", "2001:db8::1"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
 		{"no web", "\n203.0.113.5\n\nno\n\n", "", nil, &setup{relay: "203.0.113.5", web: "none"}},
 		{"FRITZ!Box", "example.org\nvm.example.org\npassthrough\n192.168.178.1\n192.168.178.1/24\n192.168.178.1\n192.168.178.20\n\n", "", nil,
 			&setup{domains: []string{"example.org"}, relay: "vm.example.org", web: "passthrough", fritzBox: "192.168.178.1/24", server: "192.168.178.20"}},
 		{"given", "203.0.113.5\n\nno\n", "", []string{"domain", "web", "service"}, &setup{relay: "203.0.113.5", web: "none"}},
 		{"all is given", "", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", []string{"domain", "relay"}, &setup{web: "https", token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
+		{"no records", "example.duckdns.org\nvm.example.org\npassthrough\n\n\n\nnone\n", "", nil,
+			&setup{domains: []string{"example.duckdns.org"}, relay: "vm.example.org", web: "passthrough", vmAddresses: []string{"none"}}},
+		{"token for records", "example.duckdns.org\nvm.example.org\npassthrough\n\n\n\n\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
+			&setup{domains: []string{"example.duckdns.org"}, relay: "vm.example.org", web: "passthrough", vmAddresses: []string{"192.0.2.1", "2001:db8::1"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
 		{"never right", strings.Repeat("no name\n", 10), "", nil, nil},
 		{"end", "example.duckdns.org\n", "", nil, nil},
-		{"bad token", "example.duckdns.org\n203.0.113.5\n\n\n\n\n", "two words", nil, nil},
+		{"bad token", "example.duckdns.org\n203.0.113.5\n\n\n\n\n\n", "two words", nil, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			given := none
@@ -335,6 +354,9 @@ func TestQuestions(t *testing.T) {
 				}
 				return test.token, nil
 			})
+			q.outgoing = func() []netip.Addr {
+				return []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+			}
 			err := got.ask(q, given)
 			switch {
 			case test.want == nil && err == nil:

@@ -21,6 +21,7 @@ type setupPlan struct {
 	webPort  int
 	forwards []service // and with passthrough the web's
 	services []service // of the layer4 app at home: all of that and the web server's
+	records  []records // that the relay keeps right
 
 	tunnel *tunnel.Config // the relay's
 	home   newHome
@@ -35,7 +36,7 @@ func (s *setup) plan() (*setupPlan, error) {
 		return nil, err
 	}
 	p := &setupPlan{setup: s}
-	for _, step := range []func() error{p.check, p.planServices, p.planTunnels, p.planFiles} {
+	for _, step := range []func() error{p.check, p.planServices, p.planTunnels, p.planRecords, p.planFiles} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -66,7 +67,7 @@ func (p *setupPlan) check() (err error) {
 	if (p.certificate == "") != (p.certificateKey == "") {
 		return errors.New("--certificate and --certificate-key go together")
 	}
-	if p.needsToken() {
+	if p.certificatesNeedToken() {
 		if err := p.checkDuckDNS(); err != nil {
 			return err
 		}
@@ -176,7 +177,7 @@ func (p *setupPlan) planFiles() error {
 	}
 	p.files = append([]newFile{{path: filepath.Join(p.folder, "Caddyfile"), mode: 0o640, content: caddyfile, owner: p.owner}},
 		keyFiles(keys, p.folder, p.owner)...)
-	if p.needsToken() {
+	if p.certificatesNeedToken() || len(p.records) > 0 {
 		// systemd reads it, as root.
 		p.files = append(p.files, newFile{path: filepath.Join(p.folder, "caddy.env"), mode: 0o600, content: environment})
 	}
@@ -186,7 +187,7 @@ func (p *setupPlan) planFiles() error {
 		return err
 	}
 	p.files = append(p.files, files...)
-	if p.needsToken() && p.directSite() && !p.home.box.IsValid() {
+	if p.certificatesNeedToken() && p.directSite() && !p.home.box.IsValid() {
 		p.files = append(p.files, newFile{path: filepath.Join(homeFolder, "caddy.env"), mode: 0o600, content: environment})
 	}
 	return nil

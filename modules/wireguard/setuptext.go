@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"text/template"
+
+	"github.com/homeward-relay/homeward/modules/internal/dnsturns"
 )
 
 //go:embed setup/*.Caddyfile
@@ -33,6 +35,7 @@ type setupText struct {
 	ErrorLog  string
 	AccessLog string
 	Block     string // the tunnel's
+	Records   []records
 	Services  []serviceText
 	Refused   []string // why services are missing
 	Domains   []string
@@ -64,6 +67,7 @@ func (p *setupPlan) text(folder, block string) setupText {
 
 func (p *setupPlan) relayCaddyfile(block string) ([]byte, error) {
 	text := p.text(p.folder, block)
+	text.Records = p.records
 	for _, s := range p.forwards {
 		text.Services = append(text.Services, s.atRelay(homePeer, p.transparent))
 	}
@@ -159,17 +163,47 @@ func (p *setupPlan) summary() string {
 		}
 	}
 
-	if len(p.domains) > 0 {
-		say("\nIn DNS:")
-		say("  %s: A is the VM's address, AAAA is home's.", strings.Join(p.domains, ", "))
-	}
-	if _, err := netip.ParseAddr(p.relay); err != nil {
-		if len(p.domains) == 0 {
-			say("\nIn DNS:")
-		}
-		say("  %s: A and AAAA are both the VM's, or there is no AAAA.", p.relay)
-	}
+	p.sayRecords(say)
 	return b.String()
+}
+
+// sayRecords says which records are still to be set.
+func (p *setupPlan) sayRecords(say func(format string, args ...any)) {
+	begin := "\nIn DNS:\n"
+	line := func(format string, args ...any) {
+		say(begin+"  "+format, args...)
+		begin = ""
+	}
+	kept := func(name string) *records {
+		i := slices.IndexFunc(p.records, func(r records) bool { return r.Domain == dnsturns.Slot(name) })
+		if i < 0 {
+			return nil
+		}
+		return &p.records[i]
+	}
+	for _, domain := range p.domains {
+		switch r := kept(domain); {
+		case r == nil:
+			line("%s: A is the VM's address, AAAA is home's.", domain)
+		case r.A != "" && r.AAAA != "":
+			line("%s: the VM keeps its records right. AAAA is home, once home answers there at port 443.", domain)
+		case r.A != "":
+			line("%s: the VM keeps A right. AAAA is home's: the block `ddns` of the Caddyfile says how it can be kept.", domain)
+		default:
+			line("%s: the VM keeps AAAA right. A is the VM's address.", domain)
+		}
+	}
+	if _, err := netip.ParseAddr(p.relay); err == nil {
+		return
+	}
+	switch r := kept(p.relay); {
+	case r == nil:
+		line("%s: A and AAAA are both the VM's, or there is no AAAA.", p.relay)
+	case r.A == "" || r.AAAA == "":
+		line("%s: the VM keeps the record of its one address right. There must be no other.", p.relay)
+	default:
+		line("%s: the VM keeps its records right.", p.relay)
+	}
 }
 
 // ownFiles are what a home needs that runs this binary, by their names.
