@@ -30,16 +30,22 @@ func (w *world) ddns(t *testing.T, a, aaaa string, options ...string) string {
 	return replace(t, w.ports(t), "	layer4 {\n", "	ddns "+testnet.Domain+" {\n		"+strings.Join(block, "\n		")+"\n	}\n	layer4 {\n")
 }
 
-// dig asks the name server for the records of example.duckdns.org, as everybody can.
-func (w *world) dig(t *testing.T, kind string) string {
+// dig asks the name server for a record, as everybody can.
+func (w *world) dig(t *testing.T, name, kind string) string {
 	t.Helper()
-	return strings.TrimSpace(w.Client.Output(t, "dig", "+short", "+time=5", "@"+nameServerIP, testnet.Domain, kind))
+	return strings.TrimSpace(w.Client.Output(t, "dig", "+short", "+time=5", "@"+nameServerIP, name, kind))
 }
 
+// waitDNS waits until example.duckdns.org has the given records.
 func (w *world) waitDNS(t *testing.T, a, aaaa string) {
 	t.Helper()
+	w.waitDNSOf(t, testnet.Domain, a, aaaa)
+}
+
+func (w *world) waitDNSOf(t *testing.T, name, a, aaaa string) {
+	t.Helper()
 	testnet.Eventually(t, 60*time.Second, func() error {
-		if gotA, gotAAAA := w.dig(t, "A"), w.dig(t, "AAAA"); gotA != a || gotAAAA != aaaa {
+		if gotA, gotAAAA := w.dig(t, name, "A"), w.dig(t, name, "AAAA"); gotA != a || gotAAAA != aaaa {
 			return fmt.Errorf("A is %q and AAAA is %q, want %q and %q", gotA, gotAAAA, a, aaaa)
 		}
 		return nil
@@ -197,4 +203,15 @@ func grep(text, word string) string {
 		}
 	}
 	return strings.Join(lines, "")
+}
+
+// TestDDNSExample has caddyfile-examples/relay.Caddyfile keep the records of both names.
+func TestDDNSExample(t *testing.T) {
+	testnet.Need(t, "dig")
+	w, _ := newDDNSWorld(t)
+	w.Home.Listen(t, "tcp", "[::]:443")
+	w.relay.Start(t, w.example(t))
+	w.home.Up(t)
+	w.waitDNS(t, testnet.RelayIP, testnet.HomeIP6)
+	w.waitDNSOf(t, testnet.Endpoint, testnet.RelayIP, testnet.RelayIP6)
 }
