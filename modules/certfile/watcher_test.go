@@ -76,6 +76,7 @@ func TestRenewal(t *testing.T) {
 				logged.expect(t, "serving certificate from files")
 
 				time.Sleep(3 * interval)
+				synctest.Wait()
 				tt.replace(t, folder, ecdsaPair(t, domain))
 				if w.current.Load() != former {
 					t.Error("the certificate is another before a look at the files")
