@@ -83,7 +83,7 @@ func (w *watcher) run(ctx context.Context) {
 }
 
 // look reads the files if something has happened to them. After a problem it always
-// does, since permissions are no part of a look.
+// does: they may be what they were before it.
 func (w *watcher) look() {
 	now := w.files.look()
 	if w.problem == "" && now.same(w.seen) {

@@ -189,6 +189,24 @@ func TestProblems(t *testing.T) {
 		})
 	})
 
+	t.Run("moved away and back", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			logged, w := newWatcher(t, ecdsaPair(t, domain).write(t, t.TempDir()))
+			begin(t, w)
+			logged.TakeAll()
+			for range 2 {
+				rename(t, w.files.key, w.files.key+".away")
+				time.Sleep(10 * interval)
+				synctest.Wait()
+				logged.expect(t, problem)
+				rename(t, w.files.key+".away", w.files.key)
+				time.Sleep(10 * interval)
+				synctest.Wait()
+				logged.expect(t, "certificate files can be used again")
+			}
+		})
+	})
+
 	t.Run("touched", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			same := ecdsaPair(t, domain)
@@ -271,6 +289,32 @@ func TestValidity(t *testing.T) {
 			w.remind()
 			logged.expect(t, "certificate is not valid yet")
 		})
+	})
+}
+
+// TestExplaining counts explanations: one after the configuration has come into force,
+// and one for each new certificate.
+func TestExplaining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, w := newWatcher(t, ecdsaPair(t, domain).write(t, t.TempDir()))
+		var inForce atomic.Bool
+		var explained atomic.Int32
+		w.inForce, w.explain = inForce.Load, func() { explained.Add(1) }
+		begin(t, w)
+		expect := func(want int32) {
+			t.Helper()
+			time.Sleep(10 * interval)
+			synctest.Wait()
+			if got := explained.Load(); got != want {
+				t.Errorf("got %d explanations, want %d", got, want)
+			}
+		}
+		expect(0)
+		inForce.Store(true)
+		expect(1)
+		ecdsaPair(t, domain).write(t, filepath.Dir(w.files.key))
+		expect(2)
+		expect(2)
 	})
 }
 
