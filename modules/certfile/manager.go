@@ -30,9 +30,12 @@ func init() { caddy.RegisterModule(new(Manager)) }
 // logged once a day.
 //
 // Several in one site are a choice, such as one with an ECDSA key and one with an RSA key:
-// a client gets the first that it supports and that has not expired. For a site's name
-// that is in none of them, Caddy gets a certificate itself, as it does beside
-// `tls cert.pem key.pem`. In a site with a wildcard or without names, where clients
+// a client gets the first that it supports and that has not expired. (Caddy has handshakes
+// for a name that begin in the same instant share a certificate. A client that supports
+// the other one only may then have to connect again.)
+//
+// For a site's name that is in none of them, Caddy gets a certificate itself, as it does
+// beside `tls cert.pem key.pem`. In a site with a wildcard or without names, where clients
 // would choose what Caddy gets, it does so only if `on_demand_tls` says who allows it.
 //
 // Caddy's own certificates come first. A site that had one from an ACME server has it
