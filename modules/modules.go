@@ -6,6 +6,7 @@ import (
 	// The layer4 app with all its matchers and handlers.
 	_ "github.com/mholt/caddy-l4"
 
+	_ "github.com/homeward-relay/homeward/modules/certfile"
 	_ "github.com/homeward-relay/homeward/modules/combinedlog"
 	_ "github.com/homeward-relay/homeward/modules/congestion"
 	_ "github.com/homeward-relay/homeward/modules/ddns"

@@ -85,10 +85,15 @@ func (w *world) portsOn(t testing.TB, stack string) string {
 // example's own alternative to DNS-01.
 func (w *world) example(t testing.TB) string {
 	t.Helper()
-	site := w.public.Issue(t, testnet.Domain, testnet.Subdomain)
+	return w.exampleWith(t, w.public.Issue(t, testnet.Domain, testnet.Subdomain))
+}
+
+// exampleWith is example with certain certificate files.
+func (w *world) exampleWith(t testing.TB, site testnet.Certificate) string {
+	t.Helper()
 	return substitute(t, "caddyfile-examples/relay.Caddyfile", w.paths(map[string]string{
-		"	tls {\n		dns duckdns {env.DUCKDNS_TOKEN}\n	}\n":                   "",
-		"# tls /etc/ssl/example.fullchain.pem /etc/ssl/private/example.key": "tls " + site.Cert + " " + site.Key,
+		"	tls {\n		dns duckdns {env.DUCKDNS_TOKEN}\n	}\n":                                                        "",
+		"	# tls {\n	# 	get_certificate file /etc/ssl/example.fullchain.pem /etc/ssl/private/example.key\n	# }\n": "	tls {\n		get_certificate file " + site.Cert + " " + site.Key + "\n	}\n",
 	}))
 }
 

@@ -106,7 +106,7 @@ func TestSameModules(t *testing.T) {
 	}
 	for _, id := range []string{
 		"wireguard", "layer4.handlers.wireguard", "http.reverse_proxy.transport.wireguard", "caddy.logging.encoders.combined",
-		"caddy.listeners.congestion_control",
+		"caddy.listeners.congestion_control", "tls.get_certificate.file",
 	} {
 		if !slices.Contains(lists[0], id+" "+module) {
 			t.Errorf("no module %s", id)

@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/homeward-relay/homeward/modules/internal/ownership"
 	"github.com/homeward-relay/homeward/modules/internal/tunnel"
 	"github.com/homeward-relay/homeward/modules/internal/wgquick"
 )
@@ -90,7 +91,7 @@ func importFile(w io.Writer, path, name, folder string) error {
 func readImport(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("importing %s: %s cannot read it%s; run this as a user who can", path, currentUser(), describeOwner(path))
+		return nil, fmt.Errorf("importing %s: %s cannot read it%s; run this as a user who can", path, ownership.CurrentUser(), ownership.Describe(path))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("importing a WireGuard configuration: %w", err)

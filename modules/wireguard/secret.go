@@ -6,11 +6,12 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"os/user"
 	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/homeward-relay/homeward/modules/internal/ownership"
 )
 
 // maxSecretFile is more than any key file has.
@@ -79,14 +80,7 @@ func readSecretFile(path string) (string, error) {
 func openSecretFile(path string) (*os.File, error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("the file %s cannot be read by Caddy, which runs as %s%s; let that user, and nobody else, read it: chown %[2]s %[1]s && chmod 600 %[1]s", path, currentUser(), describeOwner(path))
+		return nil, fmt.Errorf("the file %s cannot be read by Caddy, which runs as %s%s; let that user, and nobody else, read it: chown %[2]s %[1]s && chmod 600 %[1]s", path, ownership.CurrentUser(), ownership.Describe(path))
 	}
 	return file, err
-}
-
-func currentUser() string {
-	if u, err := user.Current(); err == nil && u.Username != "" {
-		return u.Username
-	}
-	return fmt.Sprintf("uid %d", os.Getuid())
 }

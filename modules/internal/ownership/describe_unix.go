@@ -1,6 +1,6 @@
 //go:build unix
 
-package wireguard
+package ownership
 
 import (
 	"fmt"
@@ -10,9 +10,9 @@ import (
 	"syscall"
 )
 
-// describeOwner says whose a file is, as part of an error. It says nothing if
+// Describe says whose a file is, as the end of an error. It says nothing if
 // that cannot be known.
-func describeOwner(path string) string {
+func Describe(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
 		return ""
