@@ -95,12 +95,12 @@ func (t *Transport) serverName(ctx context.Context, upstream, requested string) 
 		if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 			name = repl.ReplaceAll(name, "")
 		}
-		if name == "" && !t.TLS.InsecureSkipVerify {
+		if name == "" && t.verifiesName() {
 			return "", fmt.Errorf("tls_server_name %s is empty for this request, so the certificate cannot be verified", t.TLS.ServerName)
 		}
 	case nameless(upstream):
 		name = hostname(requested)
-		if name == "" && !t.TLS.InsecureSkipVerify {
+		if name == "" && t.verifiesName() {
 			return "", errors.New("the request names no host, so the certificate cannot be verified; set tls_server_name")
 		}
 	}

@@ -44,11 +44,17 @@ func newAuthority(t *testing.T) *authority {
 // issue makes a certificate for a server or client of the given names.
 func (a *authority) issue(t *testing.T, names ...string) *tls.Certificate {
 	t.Helper()
+	return a.issueUntil(t, time.Now().Add(time.Hour), names...)
+}
+
+// issueUntil is issue, for two hours that end then.
+func (a *authority) issueUntil(t *testing.T, until time.Time, names ...string) *tls.Certificate {
+	t.Helper()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()),
 		Subject:      pkix.Name{CommonName: names[0]},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(time.Hour),
+		NotBefore:    until.Add(-2 * time.Hour),
+		NotAfter:     until,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}

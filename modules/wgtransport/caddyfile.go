@@ -2,7 +2,11 @@ package wgtransport
 
 import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
+
+// optionTLSPin is ours, and not of the embedded transport.
+const optionTLSPin = "tls_pin"
 
 // UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
 //
@@ -34,6 +38,7 @@ import (
 //	    tls_server_name         <name>                   # default: see Transport
 //	    tls_trust_pool          <module> ...
 //	    tls_trusted_ca_certs    <pem_files...>           # deprecated
+//	    tls_pin                 <sha256//...>...         # default: none
 //	    tls_client_auth         <automate_name> | <cert_file> <key_file>
 //	    tls_insecure_skip_verify
 //	    tls_timeout             <duration>               # default 10s
@@ -42,7 +47,7 @@ import (
 //	    tls_except_ports        <ports...>
 //	}
 //
-// The options are those of `transport http`. Its others, forward_proxy_url,
+// The options are those of `transport http`, and tls_pin. Its others, forward_proxy_url,
 // network_proxy, resolvers, local_address and dial_fallback_delay, are errors.
 func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the transport's name
@@ -58,6 +63,12 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	given := make(map[string]*caddyfile.Dispenser)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		name := d.Val()
+		if name == optionTLSPin {
+			if err := t.unmarshalPins(d); err != nil {
+				return err
+			}
+			continue
+		}
 		segment := d.NewFromNextSegment()
 		segment.Next()
 		given[name] = segment
@@ -75,6 +86,9 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := t.HTTPTransport.UnmarshalCaddyfile(d); err != nil {
 		return err
 	}
+	if len(t.TLSPin) > 0 && t.TLS == nil {
+		t.TLS = new(reverseproxy.TLSConfig)
+	}
 
 	if segment := given["versions"]; segment != nil {
 		if err := checkVersions(t.Versions); err != nil {
@@ -91,6 +105,23 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := t.checkNumbers(); err != nil {
 		return d.WrapErr(err)
 	}
+	return nil
+}
+
+// unmarshalPins reads a line with pins and takes it away, since the embedded transport
+// does not know it.
+func (t *Transport) unmarshalPins(d *caddyfile.Dispenser) error {
+	pins := d.RemainingArgs()
+	if len(pins) == 0 {
+		return d.ArgErr()
+	}
+	for _, pin := range pins {
+		if _, err := parsePin(pin); err != nil {
+			return d.WrapErr(err)
+		}
+	}
+	t.TLSPin = append(t.TLSPin, pins...)
+	d.DeleteN(len(pins) + 1)
 	return nil
 }
 

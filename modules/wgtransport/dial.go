@@ -99,13 +99,19 @@ func handshakeError(a *attempt, err error) error {
 	var remedy string
 	var name x509.HostnameError
 	var authority x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var other pinError
 	switch {
 	case errors.As(err, &name) && a.serverName == a.host:
 		remedy = "; set tls_server_name to a name that it is valid for, or, for an active health check, `health_headers { Host <name> }`"
 	case errors.As(err, &name):
-		remedy = "; the upstream needs a certificate for that name, or set tls_server_name to one that it has"
+		remedy = "; the upstream needs a certificate for that name, or set tls_server_name to one that it has" + pinHint(err)
 	case errors.As(err, &authority):
-		remedy = "; if that is right, trust its issuer with tls_trust_pool"
+		remedy = "; if that is right, trust its issuer with tls_trust_pool" + pinHint(err)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		remedy = "; see that the upstream renews its certificate, and that this machine's clock is right" + pinHint(err)
+	case errors.As(err, &other):
+		remedy = "; if the upstream has a new certificate, write the key that it has now"
 	case errors.Is(err, context.DeadlineExceeded):
 		remedy = "; the upstream accepted the connection but said nothing"
 	default:

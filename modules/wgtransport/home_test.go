@@ -22,6 +22,8 @@ import (
 // its hosts and a wrong one by default, and it answers every request with what
 // it saw of it.
 type home struct {
+	only atomic.Pointer[tls.Certificate] // what it shows, whatever it is asked for
+
 	secure, plain string // ports of HTTPS (over TCP and QUIC) and of HTTP
 	proxied       string // port of HTTPS with the PROXY protocol
 
@@ -85,6 +87,9 @@ func startHome(t *testing.T, sockets sockets, ca *authority, hosts ...string) *h
 		NextProtos: []string{"h2", "http/1.1"},
 		ClientAuth: tls.RequestClientCert,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if only := h.only.Load(); only != nil {
+				return only, nil
+			}
 			if certificate, ok := certificates[hello.ServerName]; ok {
 				return certificate, nil
 			}

@@ -169,6 +169,9 @@ func (t *Transport) checkOptions() error {
 	default:
 		return fmt.Errorf("there is no PROXY protocol version %q; proxy_protocol is v1 or v2", t.ProxyProtocol)
 	}
+	if err := t.checkPins(); err != nil {
+		return err
+	}
 	return t.checkNumbers()
 }
 

@@ -75,6 +75,14 @@ type Transport struct {
 
 	reverseproxy.HTTPTransport
 
+	// Public keys of the upstreams' certificates, each as sha256// and the SHA-256 of its
+	// SubjectPublicKeyInfo in base64, which curl's --pinnedpubkey takes too. A certificate
+	// with one of them is right, whoever has issued it, whatever its names are and however
+	// old it is, and no other one is. For a home that made its certificate itself; the
+	// log has the key of one that is not trusted. Default: none, certificates are
+	// verified by their issuer, name and time.
+	TLSPin []string `json:"tls_pin,omitempty"`
+
 	// Where in a Caddyfile the transport stood, for error messages.
 	Origins wireguard.Origins `json:"origins,omitempty"`
 
@@ -153,6 +161,10 @@ func (t *Transport) provision(ctx caddy.Context, tunnels tunnels) error {
 			config = new(tls.Config)
 		}
 		config.ServerName = "" // each pool has its own
+		t.pinned(config)
+		if t.TLS.InsecureSkipVerify {
+			t.logger.Warn("not verifying upstreams' certificates: whoever answers in the tunnel is believed; tls_pin or tls_trust_pool trusts the right one only")
+		}
 		t.tls = config
 	}
 	t.sockets = newPacketSockets(tunnels)

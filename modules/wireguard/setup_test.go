@@ -49,7 +49,7 @@ func TestSetupFiles(t *testing.T) {
 			}},
 		{"certificate", []string{"--domain=www.example.org", "--relay=203.0.113.5", "--certificate=/x/a cert.pem", "--certificate-key=/x/a.key"},
 			[]string{"Caddyfile", "home/Caddyfile", "home/wg0-relay.psk", "home/wg0.conf", "home/wg0.key", "wg0-home.psk", "wg0.key"},
-			map[string][]string{"Caddyfile": {"tls `/x/a cert.pem` /x/a.key"}}},
+			map[string][]string{"Caddyfile": {"get_certificate file `/x/a cert.pem` /x/a.key\n"}}},
 		{"passthrough", []string{"--domain=www.example.org", "--relay=203.0.113.5", "--web=passthrough"},
 			[]string{"Caddyfile", "home/Caddyfile", "home/wg0-relay.psk", "home/wg0.conf", "home/wg0.key", "wg0-home.psk", "wg0.key"},
 			map[string][]string{"Caddyfile": {"\t\t:80 {", "\t\t:443 {", "\t\tudp/:443 {"}, "home/Caddyfile": {"wireguard+udp/wg0:443 {"}}},

@@ -60,7 +60,7 @@ func (p *setupPlan) text(folder, block string) setupText {
 		text.Names = p.relay
 	}
 	if p.certificate != "" {
-		text.TLS = caddyfileToken(p.certificate) + " " + caddyfileToken(p.certificateKey)
+		text.TLS = "{\n\t\tget_certificate file " + caddyfileToken(p.certificate) + " " + caddyfileToken(p.certificateKey) + "\n\t}"
 	}
 	return text
 }

@@ -1,0 +1,103 @@
+package wgtransport
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// pinPrefix is that of curl's --pinnedpubkey.
+const pinPrefix = "sha256//"
+
+// pin is a hash of a certificate's public key (its SubjectPublicKeyInfo; RFC 7469,
+// section 2.4).
+type pin [sha256.Size]byte
+
+func pinOf(certificate *x509.Certificate) pin {
+	return sha256.Sum256(certificate.RawSubjectPublicKeyInfo)
+}
+
+// String is the pin as it is configured.
+func (p pin) String() string { return pinPrefix + base64.StdEncoding.EncodeToString(p[:]) }
+
+func parsePin(text string) (p pin, err error) {
+	encoded, ok := strings.CutPrefix(text, pinPrefix)
+	hash, err := base64.StdEncoding.DecodeString(encoded)
+	if !ok || err != nil || len(hash) != len(p) {
+		return pin{}, fmt.Errorf("%q is not the hash of a public key, sha256// and 44 characters of base64; the log has it of a certificate that nobody known has issued", text)
+	}
+	return pin(hash), nil
+}
+
+// pinError says which key a server has that should have another.
+type pinError struct{ found pin }
+
+func (e pinError) Error() string {
+	return fmt.Sprintf("the certificate's public key is %s, and tls_pin names another", e.found)
+}
+
+// checkPins says whether the pins can work.
+func (t *Transport) checkPins() error {
+	if len(t.TLSPin) == 0 {
+		return nil
+	}
+	for _, text := range t.TLSPin {
+		if _, err := parsePin(text); err != nil {
+			return err
+		}
+	}
+	switch config := t.TLS; {
+	case config == nil:
+		return errors.New("tls_pin needs TLS: write https:// before the upstreams, or the option tls")
+	case config.InsecureSkipVerify:
+		return errors.New("tls_pin does not work with tls_insecure_skip_verify: remove that, the pin replaces it")
+	case len(config.CARaw) > 0 || len(config.RootCAPool) > 0 || len(config.RootCAPEMFiles) > 0:
+		return errors.New("tls_pin does not work with authorities to trust: the certificate with that public key is the right one, whoever has issued it; remove tls_trust_pool")
+	}
+	return nil
+}
+
+// pinned makes a TLS configuration accept certificates by their public keys alone.
+func (t *Transport) pinned(config *tls.Config) {
+	if len(t.TLSPin) == 0 {
+		return
+	}
+	var pins []pin
+	for _, text := range t.TLSPin {
+		pin, _ := parsePin(text) // checkPins has seen it
+		pins = append(pins, pin)
+	}
+	config.InsecureSkipVerify = true
+	// It is called for resumed connections too, which VerifyPeerCertificate is not.
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		if found := pinOf(state.PeerCertificates[0]); !slices.Contains(pins, found) {
+			return pinError{found}
+		}
+		return nil
+	}
+}
+
+// verifiesName says whether a certificate must be for the name that is asked for.
+func (t *Transport) verifiesName() bool {
+	return !t.TLS.InsecureSkipVerify && len(t.TLSPin) == 0
+}
+
+// pinHint says how a certificate that failed can be trusted all the same, if nobody but
+// itself has issued it: public authorities' change their keys when they are renewed.
+func pinHint(err error) string {
+	var failed *tls.CertificateVerificationError
+	if !errors.As(err, &failed) || len(failed.UnverifiedCertificates) == 0 {
+		return ""
+	}
+	leaf := failed.UnverifiedCertificates[0]
+	if !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
+		return ""
+	}
+	return fmt.Sprintf(", or, if the upstream made this certificate itself, trust its key: tls_pin %s", pinOf(leaf))
+}
