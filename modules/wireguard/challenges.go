@@ -58,9 +58,18 @@ func answerChallenges(ctx caddy.Context) error {
 }
 
 // moveChallenges makes the place to listen for challenges one where package net can, and
-// tells whether it was a tunnel.
+// tells whether it was none. An address in brackets, as in `bind [::]`, is none either: it
+// gets a second pair of them.
 func moveChallenges(challenges *caddytls.ChallengesConfig) bool {
-	if challenges == nil || !strings.HasPrefix(challenges.BindHost, networkTCP+"/") && !strings.HasPrefix(challenges.BindHost, networkUDP+"/") {
+	if challenges == nil {
+		return false
+	}
+	host := challenges.BindHost
+	if bare, ok := strings.CutPrefix(host, "["); ok {
+		challenges.BindHost = strings.TrimSuffix(bare, "]")
+		return true
+	}
+	if !strings.HasPrefix(host, networkTCP+"/") && !strings.HasPrefix(host, networkUDP+"/") {
 		return false
 	}
 	challenges.BindHost = challengeHost
