@@ -129,7 +129,8 @@ func (a *App) provision(name string, domain *Domain) error {
 	options := domain.ProviderRaw // which is taken away when it is loaded
 	module, err := a.ctx.LoadModule(domain, "ProviderRaw")
 	if err != nil {
-		return fail("provider", fmt.Errorf("loading the DNS provider: %w", err))
+		// Not wrapped, since what is inside may show a secret.
+		return fail("provider", fmt.Errorf("loading the DNS provider: %s", hiding(options, nil).Replace(err.Error())))
 	}
 	provider, ok := module.(libdns.RecordSetter)
 	if !ok {
