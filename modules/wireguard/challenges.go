@@ -61,7 +61,7 @@ func answerChallenges(ctx caddy.Context) error {
 // tells whether it was none. An address in brackets, as in `bind [::]`, is none either: it
 // gets a second pair of them.
 func moveChallenges(challenges *caddytls.ChallengesConfig) bool {
-	if challenges == nil {
+	if challenges == nil || challenges.DNS != nil { // nobody listens for DNS-01
 		return false
 	}
 	host := challenges.BindHost
