@@ -11,6 +11,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
@@ -81,16 +82,30 @@ func newACMEWorld(t *testing.T, internet *testnet.Internet, validity time.Durati
 	serveTLS(t, core.Listen(t, "tcp", letsEncryptIP+":443"), ca.Issue(t, letsEncrypt), front)
 	w.client = &http.Client{Transport: front.Transport, Timeout: 10 * time.Second}
 
-	// The names come from DNS alone: ip(8) mounts this file over the
-	// machine's in every process of the namespace.
-	testnet.WriteFile(t, filepath.Join("/etc/netns", internet.Relay.Name, "resolv.conf"),
-		[]byte("nameserver "+nameServerIP+"\n"), 0o644)
+	serveNames(t, internet.Relay)
 
 	testnet.Caddy(t) // go build must not see the following
 	t.Setenv("SSL_CERT_FILE", ca.File)
 	t.Setenv("SSL_CERT_DIR", "/nonexistent")
 	t.Setenv("DUCKDNS_TOKEN", duckToken)
 	return w
+}
+
+// setRecords sets addresses of example.duckdns.org, as a query has them: ip=… or ipv6=….
+func (w *acmeWorld) setRecords(t *testing.T, records string) {
+	t.Helper()
+	answer := httptest.NewRecorder()
+	w.duckDNS.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/update?domains=example&token="+duckToken+"&"+records, nil))
+	if answer.Body.String() != "OK" {
+		t.Fatalf("setting the records: %s", answer.Body)
+	}
+}
+
+// serveNames makes the internet's DNS that of a namespace: ip(8) mounts this file over
+// the machine's in every process that is started in it from now on.
+func serveNames(t *testing.T, namespace *testnet.Namespace) {
+	t.Helper()
+	testnet.WriteFile(t, filepath.Join("/etc/netns", namespace.Name, "resolv.conf"), []byte("nameserver "+nameServerIP+"\n"), 0o644)
 }
 
 // startPebble starts pebble on the loopback addresses of a namespace.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -26,7 +27,10 @@ func newDDNSWorld(t *testing.T) (*world, *acmeWorld) {
 // ddns is ports.Caddyfile with a block that keeps example.duckdns.org right.
 func (w *world) ddns(t *testing.T, a, aaaa string, options ...string) string {
 	t.Helper()
-	block := append([]string{"provider duckdns {file." + w.relay.Secret(t, "token", duckToken) + "}", "a " + a, "aaaa " + aaaa}, options...)
+	block := append([]string{"provider duckdns {file." + w.relay.Secret(t, "token", duckToken) + "}", "a " + a}, options...)
+	if aaaa != "" {
+		block = append(block, "aaaa "+aaaa)
+	}
 	return replace(t, w.ports(t), "	layer4 {\n", "	ddns "+testnet.Domain+" {\n		"+strings.Join(block, "\n		")+"\n	}\n	layer4 {\n")
 }
 
@@ -106,6 +110,72 @@ func TestDDNS(t *testing.T) {
 	w.relay.WaitLog(t, mark, `the new address does not answer.*"address":"`+testnet.HomeIP6B+`"`, 20*time.Second)
 	w.Home.Listen(t, "tcp", "[::]:443")
 	w.waitDNS(t, testnet.RelayIP, testnet.HomeIP6B)
+}
+
+// TestDDNSAtHome has each end keep its own record right, both at once: the VM A, and home,
+// which is our binary, AAAA. Of home's addresses that is the one which stays.
+func TestDDNSAtHome(t *testing.T) {
+	testnet.Need(t, "dig")
+	w := newWorld(t)
+	w.relay.UseBinary(testnet.FastCaddy(t))
+	internet := newACMEWorld(t, w.Internet, 24*time.Hour)
+	w.relay.TrustRoots(os.Getenv("SSL_CERT_FILE"))
+	serveNames(t, w.Home)
+	own := newOwnHome(t, w)
+	own.UseBinary(testnet.FastCaddy(t))
+
+	// As routers' announcements make them: none is for ever, and the kernel makes a
+	// temporary one by itself. What is not to be published comes first in order.
+	w.Home.Sysctl(t, "net.ipv6.conf.eth0.use_tempaddr", "2")
+	w.Home.IP(t,
+		"addr change "+testnet.HomeIP6+"/64 dev eth0 nodad valid_lft 86400 preferred_lft 14400 mngtmpaddr",
+		"addr add 2001:db8:8::2/64 dev eth0 nodad valid_lft 86400 preferred_lft 0",
+		"addr add fd12:3456::20/64 dev eth0 nodad",
+	)
+	for _, kind := range []string{"temporary", "deprecated"} {
+		if w.Home.Output(t, "ip", "-6", "addr", "show", "dev", "eth0", kind) == "" {
+			t.Fatalf("home has no %s address", kind)
+		}
+	}
+
+	w.relay.Start(t, w.ddns(t, "static "+testnet.RelayIP, ""))
+	own.Start(t, w.ownExample(t, own, "home.Caddyfile", w.private, map[string]string{
+		"	# ddns example.duckdns.org {\n	# 	provider duckdns {env.DUCKDNS_TOKEN}\n	# 	aaaa interface eth0\n	# }\n": "	ddns example.duckdns.org {\n		provider duckdns {env.DUCKDNS_TOKEN}\n		aaaa interface eth0\n	}\n",
+	}))
+	unprivileged(t, own)
+	w.waitDNS(t, testnet.RelayIP, testnet.HomeIP6)
+
+	// Another prefix. The former address stays for a while, and then goes.
+	if err := w.Renumber(true); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	w.waitDNS(t, testnet.RelayIP, testnet.HomeIP6B)
+	figure(t, "home's prefix changed: AAAA follows after %.1f s, set by home itself", time.Since(begin).Seconds())
+	w.Home.IP(t, "addr del "+testnet.HomeIP6+"/64 dev eth0")
+
+	// Each moves its own alone.
+	if out, err := w.relay.Reload(t, w.ddns(t, "static 203.0.113.77", "")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	w.waitDNS(t, "203.0.113.77", testnet.HomeIP6B)
+	if err := w.Renumber(false); err != nil {
+		t.Fatal(err)
+	}
+	w.waitDNS(t, "203.0.113.77", testnet.HomeIP6)
+
+	moves := internet.duckDNS.Moves()
+	slices.Sort(moves[:min(2, len(moves))]) // whose was first does not matter
+	var want []string
+	for _, address := range []string{testnet.HomeIP6, testnet.RelayIP, testnet.HomeIP6B, "203.0.113.77", testnet.HomeIP6} {
+		want = append(want, "example "+address)
+	}
+	if !slices.Equal(moves, want) {
+		t.Errorf("DuckDNS has been told %q, want %q", moves, want)
+	}
+	if strings.Contains(own.Log.String(), duckToken) {
+		t.Error("home's log has the token")
+	}
 }
 
 // TestDDNSFailures has DuckDNS fail in every way that it can, for the records of the ddns

@@ -5,8 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +24,7 @@ func TestHomeCertificate(t *testing.T) {
 	w.relay.UseBinary(testnet.FastCaddy(t))
 	apache := services.StartApache(t, w.Home, w.private)
 	internet := newACMEWorld(t, w.Internet, 24*time.Hour)
-	testnet.WriteFile(t, filepath.Join("/etc/netns", w.Home.Name, "resolv.conf"), []byte("nameserver "+nameServerIP+"\n"), 0o644)
+	serveNames(t, w.Home)
 	// By IPv6 the authority comes in by home's own line.
 	w.Router.NFT(t, `add rule inet filter forward meta nfproto ipv6 tcp dport 80 accept`)
 	w.start(t, substitute(t, "caddyfile-examples/passthrough.Caddyfile", w.paths(nil)))
@@ -59,11 +57,7 @@ func TestHomeCertificate(t *testing.T) {
 		{"renewed, by IPv6 directly", "ipv6=" + testnet.HomeIP6, "2001:db8:"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			answer := httptest.NewRecorder()
-			internet.duckDNS.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/update?domains=example&token="+duckToken+"&"+tt.records, nil))
-			if answer.Body.String() != "OK" {
-				t.Fatalf("setting the records: %s", answer.Body)
-			}
+			internet.setRecords(t, tt.records)
 			dehydrated(t, "--cron", "--force", "--domain", testnet.Domain, "--challenge", "http-01")
 
 			content, err := os.ReadFile(filepath.Join(folder, "certs", testnet.Domain, "fullchain.pem"))

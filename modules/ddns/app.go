@@ -53,6 +53,7 @@ type App struct {
 	logger  *zap.Logger
 	events  *caddyevents.App
 	updates []*updater
+	inForce *beginning
 	cancel  context.CancelFunc
 	ended   sync.WaitGroup
 }
@@ -101,6 +102,10 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("getting the events app: %w", err)
 	}
 	a.events = events.(*caddyevents.App)
+	a.inForce = &beginning{made: make(chan struct{})}
+	if err := a.events.On("started", a.inForce); err != nil {
+		return fmt.Errorf("waiting for the start of all apps: %w", err)
+	}
 	if err := a.distinct(); err != nil {
 		return err
 	}
@@ -129,7 +134,8 @@ func (a *App) provision(name string, domain *Domain) error {
 	options := domain.ProviderRaw // which is taken away when it is loaded
 	module, err := a.ctx.LoadModule(domain, "ProviderRaw")
 	if err != nil {
-		return fail("provider", fmt.Errorf("loading the DNS provider: %w", err))
+		// Not wrapped, since what is inside may show a secret.
+		return fail("provider", fmt.Errorf("loading the DNS provider: %s", hiding(options, nil).Replace(err.Error())))
 	}
 	provider, ok := module.(libdns.RecordSetter)
 	if !ok {
@@ -227,13 +233,33 @@ func (domain *Domain) source(family family) *Source {
 	return domain.AAAA
 }
 
-// Start begins to look after the records.
+// Start begins to look after the records, once all other apps have started too: one of
+// them may fail, and then this configuration is to change nothing. And the events app,
+// which comes when it comes, has to be ready for events.
 func (a *App) Start() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	a.cancel = cancel
 	for _, update := range a.updates {
-		a.ended.Go(func() { update.run(ctx) })
+		a.ended.Go(func() {
+			select {
+			case <-a.inForce.made:
+				update.run(ctx)
+			case <-ctx.Done():
+			}
+		})
 	}
+	return nil
+}
+
+// beginning is Caddy's event that all apps of a configuration have started.
+type beginning struct {
+	once sync.Once
+	made chan struct{}
+}
+
+// Handle notes that it has come.
+func (b *beginning) Handle(context.Context, caddy.Event) error {
+	b.once.Do(func() { close(b.made) })
 	return nil
 }
 
@@ -280,4 +306,6 @@ var (
 	_ caddy.App          = (*App)(nil)
 	_ caddy.Provisioner  = (*App)(nil)
 	_ caddy.CleanerUpper = (*App)(nil)
+
+	_ caddyevents.Handler = (*beginning)(nil)
 )

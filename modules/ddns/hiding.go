@@ -1,7 +1,9 @@
 package ddns
 
 import (
+	"bytes"
 	"encoding/json"
+	"regexp"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -9,29 +11,49 @@ import (
 	"github.com/homeward-relay/homeward/modules/internal/redact"
 )
 
-// leastSecret is the length from which on a value counts as a secret: shorter ones are
-// more often part of a text that has nothing to do with them.
-const leastSecret = 8
+const (
+	// leastSecret is the length from which on a value counts as a secret: shorter ones are
+	// more often part of a text that has nothing to do with them.
+	leastSecret = 8
 
-// hiding replaces the values of a provider's options wherever they are in a text, since
-// some providers show their tokens in errors. The options are taken as they are written
-// and as the provider has them.
-func hiding(configuration json.RawMessage, provider any) *strings.Replacer {
+	// leastPlaceholder is the same for the value of a placeholder, which is more likely one.
+	leastPlaceholder = 4
+)
+
+// placeholderSyntax is a placeholder in an option.
+var placeholderSyntax = regexp.MustCompile(`\{[^{}]+\}`)
+
+// hiding are the values of a provider's options, since some providers show their tokens in
+// errors. The options are taken as they are written, and as the provider has them if there
+// is one.
+//
+// It cannot know of secrets that are in no option: a provider may look for them in
+// variables of the environment that have a meaning of their own, or in a file whose path is
+// the option. A provider may log by itself. And for certificates (DNS-01) it is Caddy that
+// has the provider and logs its errors as they are; those of package duckdns have no token.
+func hiding(configuration json.RawMessage, provider any) *redact.Secrets {
 	var values []string
-	hide := func(value string) {
+	repl := caddy.NewReplacer()
+	var hide func(text string)
+	hide = func(text string) {
+		for _, placeholder := range placeholderSyntax.FindAllString(text, -1) {
+			if value := strings.TrimSpace(repl.ReplaceAll(placeholder, "")); len(value) >= leastPlaceholder {
+				values = append(values, value)
+			}
+		}
+		value := strings.TrimSpace(repl.ReplaceAll(text, ""))
 		if len(value) >= leastSecret {
 			values = append(values, value)
 		}
-	}
-	repl := caddy.NewReplacer()
-	walk := func(content []byte) {
-		var options map[string]any
-		if json.Unmarshal(content, &options) != nil {
-			return
+		// Some providers' credentials are a file of JSON.
+		if inner := object(value); inner != nil {
+			eachText(inner, hide)
 		}
-		for name, value := range options {
+	}
+	walk := func(content []byte) {
+		for name, value := range object(string(content)) {
 			if name != "name" && name != "resolver" && name != "override_domain" {
-				eachText(value, func(text string) { hide(strings.TrimSpace(repl.ReplaceAll(text, ""))) })
+				eachText(value, hide)
 			}
 		}
 	}
@@ -42,11 +64,23 @@ func hiding(configuration json.RawMessage, provider any) *strings.Replacer {
 	return redact.Values(values...)
 }
 
-// eachText visits the texts in a value of JSON.
+// object is an object of JSON, nil if the text is none.
+func object(text string) (members map[string]any) {
+	decoder := json.NewDecoder(bytes.NewReader([]byte(text)))
+	decoder.UseNumber()
+	if decoder.Decode(&members) != nil {
+		return nil
+	}
+	return members
+}
+
+// eachText visits the texts and numbers in a value of JSON.
 func eachText(value any, visit func(text string)) {
 	switch v := value.(type) {
 	case string:
 		visit(v)
+	case json.Number:
+		visit(v.String())
 	case []any:
 		for _, element := range v {
 			eachText(element, visit)

@@ -13,6 +13,8 @@ import (
 
 	"github.com/libdns/libdns"
 	"go.uber.org/zap"
+
+	"github.com/homeward-relay/homeward/modules/internal/redact"
 )
 
 const (
@@ -41,7 +43,7 @@ type target struct {
 	zone     string // as configured
 	ttl      time.Duration
 	provider libdns.RecordSetter
-	hide     *strings.Replacer // of the provider's secrets
+	hide     *redact.Secrets // the provider's
 }
 
 // record is what is known of a record, in this process. It outlives configurations, so

@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/homeward-relay/homeward/modules/internal/redact"
 )
 
 const secret = "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"
@@ -205,7 +207,7 @@ func TestCheck(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			provider, core := new(fakeProvider), zap.NewNop()
 			u := &updater{
-				target: &target{name: "example.duckdns.org", provider: provider, hide: strings.NewReplacer()},
+				target: &target{name: "example.duckdns.org", provider: provider, hide: new(redact.Secrets)},
 				family: families[0],
 				from:   static(netip.MustParseAddr("127.0.0.1")), // no source would have it
 				check:  test.check,

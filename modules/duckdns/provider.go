@@ -63,7 +63,7 @@ type Provider struct {
 	Resolver string `json:"resolver,omitempty"`
 
 	client  *duckdns.Provider
-	hide    *strings.Replacer // of the token
+	hide    *redact.Secrets // the token
 	storage storage
 	pace    pace
 	log     *zap.Logger
@@ -95,7 +95,7 @@ func (p *Provider) Provision(ctx caddy.Context) error {
 		}
 		ctx.Logger().Warn("this is no token of DuckDNS, so its requests will fail; see whether the environment or the file has it for Caddy's user", fields...)
 	}
-	p.hide = redact.Values(token, strings.ToLower(token), strings.ToUpper(token))
+	p.hide = redact.Values(token)
 	return nil
 }
 
@@ -157,7 +157,7 @@ func (p *Provider) call(ctx context.Context, zone string, records []libdns.Recor
 // unwrapped, or whoever does could show the text.
 type hiddenError struct {
 	err  error
-	hide *strings.Replacer
+	hide *redact.Secrets
 }
 
 func (e *hiddenError) Error() string { return e.hide.Replace(e.err.Error()) }

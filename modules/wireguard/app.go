@@ -124,6 +124,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 			a.peers[peer] = c
 		}
 	}
+	if err := answerChallenges(ctx); err != nil {
+		return err
+	}
 	return subscribeTurns(ctx)
 }
 
