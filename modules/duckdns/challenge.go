@@ -35,6 +35,9 @@ type pace struct {
 	// before: about what a request to DuckDNS takes.
 	settle time.Duration
 
+	// looks is how often a value is looked for that was set.
+	looks int
+
 	// left is how long a challenge stays the same before it is taken for one that was
 	// left behind. A CA is done sooner, also after the 2 minutes for which
 	// certmagic looks whether the value has appeared.
@@ -44,7 +47,7 @@ type pace struct {
 	longest time.Duration
 }
 
-var defaultPace = pace{look: 5 * time.Second, settle: 3 * time.Second, left: 4 * time.Minute, longest: 10 * time.Minute}
+var defaultPace = pace{look: 5 * time.Second, settle: 3 * time.Second, looks: 5, left: 4 * time.Minute, longest: 10 * time.Minute}
 
 // lookTimeout bounds a look at DNS.
 const lookTimeout = 5 * time.Second
@@ -80,7 +83,7 @@ func (c *challenge) set(ctx context.Context, write func() error, remove func(con
 	ctx, cancel := context.WithTimeoutCause(ctx, c.pace.longest, fmt.Errorf(
 		"other orders have had the TXT record of %s for %v; names of one DuckDNS domain should be ordered by one ACME client, or by HTTP-01", c.domain, c.pace.longest))
 	defer cancel()
-	for {
+	for again := false; ; again = true {
 		before, err := c.untilFree(ctx)
 		if err != nil {
 			return err
@@ -89,17 +92,51 @@ func (c *challenge) set(ctx context.Context, write func() error, remove func(con
 		if err := write(); err != nil {
 			return err
 		}
-		switch stays, err := c.stays(ctx, before); {
+		switch fate, err := c.settle(ctx, before); {
 		case err != nil:
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 			defer cancel()
 			remove(ctx)
 			return err
-		case stays:
+		case fate == overwritten:
+			c.log.Info("another ACME client has set its challenge in the same moment; waiting until it is done")
+		case fate == kept || again:
 			return nil
 		}
-		c.log.Info("another ACME client has set its challenge in the same moment; waiting until it is done")
 	}
+}
+
+// fate is what has become of a value that was just set.
+type fate int
+
+const (
+	kept        fate = iota // as far as can be seen
+	overwritten             // by another's
+	missing                 // not there yet, or overwritten and removed by another
+)
+
+// settle looks what becomes of the value, which was just set in place of another.
+func (c *challenge) settle(ctx context.Context, before *txt) (fate, error) {
+	if before == nil {
+		return kept, nil
+	}
+	pause := c.pace.settle
+	for range c.pace.looks {
+		if err := wait(ctx, pause); err != nil {
+			return 0, err
+		}
+		pause = c.pace.look
+		found, err := c.look(ctx)
+		switch {
+		case err != nil:
+			return kept, context.Cause(ctx)
+		case found.value == c.value:
+			return kept, nil
+		case isChallenge(found.value) && found.value != before.value:
+			return overwritten, nil
+		}
+	}
+	return missing, nil
 }
 
 // untilFree waits until no other order's challenge is there, or the one that is there
@@ -141,22 +178,6 @@ func (c *challenge) untilFree(ctx context.Context) (*txt, error) {
 			return nil, err
 		}
 	}
-}
-
-// stays says whether the value that was just set in place of another is not overwritten
-// at once. A name server that has not heard of it yet says nothing about that.
-func (c *challenge) stays(ctx context.Context, before *txt) (bool, error) {
-	if before == nil {
-		return true, nil
-	}
-	if err := wait(ctx, c.pace.settle); err != nil {
-		return false, err
-	}
-	found, err := c.look(ctx)
-	if err != nil {
-		return true, context.Cause(ctx)
-	}
-	return !isChallenge(found.value) || found.value == c.value || found.value == before.value, nil
 }
 
 // isAnothers says whether the record has another order's challenge by now.
