@@ -148,6 +148,8 @@ func tcpOf(conn net.Conn) *net.TCPConn {
 		switch c := conn.(type) {
 		case *net.TCPConn:
 			return c
+		case *lingering.Conn:
+			conn = c.Socket // its NetConn is for those who read and write past it
 		case interface{ NetConn() net.Conn }: // crypto/tls
 			conn = c.NetConn()
 		case interface{ Raw() net.Conn }: // go-proxyproto

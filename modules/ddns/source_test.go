@@ -2,7 +2,6 @@ package ddns
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -84,62 +83,6 @@ func FuzzSuffix(f *testing.F) {
 			t.Errorf("%s at %s is %s", text, peer, joined)
 		}
 	})
-}
-
-func TestChoose(t *testing.T) {
-	address := func(text string, passing, permanent bool) interfaceAddress {
-		return interfaceAddress{netip.MustParseAddr(text), passing, permanent}
-	}
-	for _, test := range []struct {
-		name      string
-		addresses []interfaceAddress
-		want      string
-	}{
-		{"the one", []interfaceAddress{address("fe80::1", false, true), address("2001:db8::9", false, false)}, "2001:db8::9"},
-		{"not the temporary", []interfaceAddress{address("2001:db8::1", true, false), address("2001:db8::9", false, false)}, "2001:db8::9"},
-		{"permanent", []interfaceAddress{address("2001:db8::1", false, false), address("2001:db8::9", false, true)}, "2001:db8::9"},
-		{"the least", []interfaceAddress{address("2001:db8::9", false, false), address("2001:db8::1", false, false)}, "2001:db8::1"},
-		{"temporary alone", []interfaceAddress{address("2001:db8::1", true, false)}, "temporary"},
-		{"ULA alone", []interfaceAddress{address("fd00::1", false, true)}, "ULA"},
-		{"the other family", []interfaceAddress{address("203.0.113.5", false, true)}, "no IPv6 address"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			got, err := interfaceOrigin{"eth0", families[1]}.choose(test.addresses)
-			if text := fmt.Sprint(got, err); !strings.Contains(text, test.want) {
-				t.Errorf("got %s, want %s", text, test.want)
-			}
-		})
-	}
-}
-
-// The loopback interface is everywhere, and has nothing that could be published.
-func TestInterface(t *testing.T) {
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, device := range interfaces {
-		if device.Flags&net.FlagLoopback == 0 {
-			continue
-		}
-		addresses, err := addressesOf(&device)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found := false
-		for _, a := range addresses {
-			found = found || a.address == netip.MustParseAddr("127.0.0.1") && a.permanent && !a.passing
-		}
-		if !found {
-			t.Errorf("%s has %v, without 127.0.0.1", device.Name, addresses)
-		}
-		if _, err := (interfaceOrigin{device.Name, families[0]}).address(t.Context()); err == nil || !strings.Contains(err.Error(), "elsewhere") {
-			t.Errorf("got %v", err)
-		}
-	}
-	if _, err := (interfaceOrigin{"none0", families[0]}).address(t.Context()); err == nil || !strings.Contains(err.Error(), "no network interface none0") {
-		t.Errorf("got %v", err)
-	}
 }
 
 func TestEcho(t *testing.T) {

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -35,7 +37,8 @@ type pace struct {
 	// before: about what a request to DuckDNS takes.
 	settle time.Duration
 
-	// looks is how often a value is looked for that was set.
+	// looks is how often a value is looked for that was set, and a name server for an
+	// answer.
 	looks int
 
 	// left is how long a challenge stays the same before it is taken for one that was
@@ -43,11 +46,11 @@ type pace struct {
 	// certmagic looks whether the value has appeared.
 	left time.Duration
 
-	// longest is how long an order waits for others. It is shorter than a turn.
+	// longest is how long an order waits for others. A turn is longer.
 	longest time.Duration
 }
 
-var defaultPace = pace{look: 5 * time.Second, settle: 3 * time.Second, looks: 5, left: 4 * time.Minute, longest: 10 * time.Minute}
+var defaultPace = pace{look: 5 * time.Second, settle: 3 * time.Second, looks: 5, left: 4 * time.Minute, longest: 5 * time.Minute}
 
 // lookTimeout bounds a look at DNS.
 const lookTimeout = 5 * time.Second
@@ -77,31 +80,100 @@ func (p *Provider) challengeOf(zone string, records []libdns.Record) *challenge 
 	return &challenge{p, domain, rr.Data, p.log.With(zap.String("domain", domain))}
 }
 
+// holds are the TXT records that orders have, by their domains.
+type holds struct {
+	sync.Mutex
+	of map[string]*hold
+}
+
+// processHolds are those of this process, which outlive configurations, as orders can.
+var processHolds = newHolds()
+
+func newHolds() *holds { return &holds{of: make(map[string]*hold)} }
+
+// hold is a record that an order has from before it sets its challenge until it has
+// removed it.
+type hold struct {
+	value string
+	over  chan struct{}
+	end   *time.Timer // of an order that is never heard of again
+}
+
+// longestHold is longer than what the ACME client does in between.
+const longestHold = 10 * time.Minute
+
+// take waits until no other order of this process has the record, and gives it to this one.
+func (c *challenge) take(ctx context.Context) error {
+	for {
+		c.holds.Lock()
+		other := c.holds.of[c.domain]
+		if other == nil || other.value == c.value {
+			c.holds.of[c.domain] = &hold{c.value, make(chan struct{}), time.AfterFunc(longestHold, c.release)}
+			c.holds.Unlock()
+			return nil
+		}
+		c.holds.Unlock()
+		select {
+		case <-other.over:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// release gives the record to others, if this order has it.
+func (c *challenge) release() {
+	c.holds.Lock()
+	defer c.holds.Unlock()
+	if own := c.holds.of[c.domain]; own != nil && own.value == c.value {
+		own.end.Stop()
+		close(own.over)
+		delete(c.holds.of, c.domain)
+	}
+}
+
 // set calls write when no other order's challenge is there, until it stays. It calls
 // remove if it fails after that, for then nobody else does.
 func (c *challenge) set(ctx context.Context, write func() error, remove func(context.Context)) error {
+	if err := c.take(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, c.pace.longest, fmt.Errorf(
 		"other orders have had the TXT record of %s for %v; names of one DuckDNS domain should be ordered by one ACME client, or by HTTP-01", c.domain, c.pace.longest))
 	defer cancel()
+	written, err := c.untilSet(ctx, write)
+	switch {
+	case err != nil && !written:
+		c.release()
+	case err != nil:
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+		defer cancel()
+		remove(ctx)
+	}
+	return err
+}
+
+// untilSet does what set does, and says whether something may have been written.
+func (c *challenge) untilSet(ctx context.Context, write func() error) (written bool, err error) {
 	for again := false; ; again = true {
 		before, err := c.untilFree(ctx)
 		if err != nil {
-			return err
+			return written, err
 		}
 		c.remember(ctx)
+		written = true
 		if err := write(); err != nil {
-			return err
+			return written, err
 		}
 		switch fate, err := c.settle(ctx, before); {
 		case err != nil:
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
-			defer cancel()
-			remove(ctx)
-			return err
+			return written, err
 		case fate == overwritten:
-			c.log.Info("another ACME client has set its challenge in the same moment; waiting until it is done")
+			c.log.Info("another order has set its challenge in the same moment; waiting until it is over")
 		case fate == kept || again:
-			return nil
+			return written, nil
+		default:
+			c.log.Info("setting the challenge again, since DNS does not show it")
 		}
 	}
 }
@@ -145,11 +217,14 @@ func (c *challenge) settle(ctx context.Context, before *txt) (fate, error) {
 func (c *challenge) untilFree(ctx context.Context) (*txt, error) {
 	var last *txt // another's
 	var since, gone time.Time
+	failed := 1
 	for {
 		found, err := c.look(ctx)
 		switch {
+		case err != nil && last == nil && failed < c.pace.looks:
+			failed++
 		case err != nil && last == nil:
-			c.log.Debug("looking whether another ACME client has the TXT record", zap.Error(err))
+			c.log.Warn("setting the challenge without knowing whether another order has the TXT record", zap.Error(err))
 			return nil, context.Cause(ctx)
 		case err != nil:
 			// It may still be there.
@@ -163,14 +238,14 @@ func (c *challenge) untilFree(ctx context.Context) (*txt, error) {
 			}
 		default:
 			if last == nil {
-				c.log.Info("waiting until another ACME client is done with the TXT record")
+				c.log.Info("waiting until another order is done with the TXT record")
 			}
 			if last == nil || found.value != last.value {
 				since = time.Now()
 			}
 			last, gone = found, time.Time{}
 			if unchanged := time.Since(since); unchanged >= c.pace.left {
-				c.log.Warn("overwriting the challenge that another ACME client has left in the TXT record", zap.Duration("unchanged", unchanged))
+				c.log.Warn("overwriting the challenge that another order has left in the TXT record", zap.Duration("unchanged", unchanged))
 				return found, nil
 			}
 		}
@@ -186,30 +261,24 @@ func (c *challenge) isAnothers(ctx context.Context) bool {
 	return err == nil && isChallenge(found.value) && found.value != c.value
 }
 
-// key is where the storage has the last value that was set. A Caddy that was killed
-// knows by it next time what it has left behind itself.
-func (c *challenge) key() string { return "duckdns/" + c.domain + "/challenge" }
+// stored is where the storage has the last value that was set. A Caddy that was killed
+// knows by it next time what it has left behind itself, and one that asks a name server
+// that is late what it has removed.
+func (c *challenge) stored() string { return "duckdns/" + c.domain + "/challenge" }
 
 func (c *challenge) remember(ctx context.Context) {
-	if err := c.storage.Store(ctx, c.key(), []byte(c.value)); err != nil {
+	if err := c.storage.Store(ctx, c.stored(), []byte(c.value)); err != nil {
 		c.log.Warn("storing the challenge", zap.Error(err))
 	}
 }
 
+// isOurs says whether a value is that of an order of this Caddy's, which is over then.
 func (c *challenge) isOurs(ctx context.Context, value string) bool {
-	ours, err := c.storage.Load(ctx, c.key())
+	ours, err := c.storage.Load(ctx, c.stored())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.log.Warn("loading the last challenge", zap.Error(err))
 	}
 	return string(ours) == value
-}
-
-func (c *challenge) forget(ctx context.Context) {
-	if c.isOurs(ctx, c.value) {
-		if err := c.storage.Delete(ctx, c.key()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			c.log.Warn("deleting the stored challenge", zap.Error(err))
-		}
-	}
 }
 
 // txt is an answer of DNS. The value is empty if there is none.
@@ -218,8 +287,7 @@ type txt struct {
 	ttl   time.Duration
 }
 
-// look asks for the value: the resolver if one is given, otherwise a name server of
-// DuckDNS, which remembers nothing.
+// look asks a name server of DuckDNS for the value. Others remember what was there.
 func (c *challenge) look(ctx context.Context) (*txt, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
@@ -245,15 +313,14 @@ func (c *challenge) look(ctx context.Context) (*txt, error) {
 	return nil, err
 }
 
-// nameServers returns at least one server, or an error.
-func (c *challenge) nameServers(ctx context.Context) ([]string, error) {
-	if c.client.Resolver != "" {
-		return []string{c.client.Resolver}, nil
-	}
+// nameServersOf returns at least one server of DuckDNS's, in the same order each time: one
+// may hear of a change later than another.
+func nameServersOf(ctx context.Context) ([]string, error) {
 	records, err := net.DefaultResolver.LookupNS(ctx, "duckdns.org")
 	if err != nil {
 		return nil, err
 	}
+	slices.SortFunc(records, func(a, b *net.NS) int { return cmp.Compare(a.Host, b.Host) })
 	var servers []string
 	for _, record := range records {
 		addresses, lookupErr := net.DefaultResolver.LookupHost(ctx, record.Host)
@@ -290,7 +357,6 @@ func wait(ctx context.Context, d time.Duration) error {
 type storage interface {
 	Store(ctx context.Context, key string, value []byte) error
 	Load(ctx context.Context, key string) ([]byte, error)
-	Delete(ctx context.Context, key string) error
 }
 
 var _ storage = certmagic.Storage(nil)

@@ -42,10 +42,11 @@ func init() {
 // domain and all names below it (https://www.duckdns.org/spec.jsp).
 //
 // Certificates by DNS-01 for several names of a domain share its TXT record. Their orders
-// take turns, in one Caddy by themselves. Another ACME client's challenge that is found in
-// the record, such as that of a Caddy with this module at the other end of the tunnel, is
-// waited for, until it has gone and resolvers have forgotten it, or 4 minutes if it stays
-// the same. An order fails, and is tried again later, if that takes more than 10 minutes.
+// take turns: another order's challenge that is found in the record, such as that of a Caddy
+// with this module at the other end of the tunnel, is waited for, until it has gone and
+// resolvers have forgotten it, or 4 minutes if it stays the same. An order fails, and is
+// tried again later, if that takes more than 5 minutes. With the app `wireguard` the orders
+// of one Caddy queue before that, in order of arrival.
 // ACME clients that do not look before they set the record may still spoil an order: they
 // should use HTTP-01, or a DuckDNS domain of their own.
 type Provider struct {
@@ -59,14 +60,19 @@ type Provider struct {
 	OverrideDomain string `json:"override_domain,omitempty"`
 
 	// The DNS server that is asked for the present records, as host:port. Default:
-	// 8.8.8.8:53, and for challenges DuckDNS's own, which are never out of date.
+	// 8.8.8.8:53. Challenges are looked for at DuckDNS's own.
 	Resolver string `json:"resolver,omitempty"`
 
 	client  *duckdns.Provider
 	hide    *redact.Secrets // the token
 	storage storage
-	pace    pace
-	log     *zap.Logger
+
+	// nameServers returns where DuckDNS's domains are served, as host:port.
+	nameServers func(context.Context) ([]string, error)
+
+	holds *holds
+	pace  pace
+	log   *zap.Logger
 }
 
 // CaddyModule returns the Caddy module information.
@@ -79,7 +85,7 @@ func (*Provider) CaddyModule() caddy.ModuleInfo {
 
 // Provision expands the placeholders.
 func (p *Provider) Provision(ctx caddy.Context) error {
-	p.storage, p.pace, p.log = ctx.Storage(), defaultPace, ctx.Logger()
+	p.storage, p.nameServers, p.holds, p.pace, p.log = ctx.Storage(), nameServersOf, processHolds, defaultPace, ctx.Logger()
 	repl := caddy.NewReplacer()
 	token := strings.TrimSpace(repl.ReplaceAll(p.APIToken, ""))
 	p.client = &duckdns.Provider{
@@ -114,13 +120,15 @@ func (p *Provider) AppendRecords(ctx context.Context, zone string, records []lib
 		return err
 	}
 	if challenge := p.challengeOf(zone, records); challenge != nil {
-		return done, challenge.set(ctx, set, func(ctx context.Context) {
+		err := challenge.set(ctx, set, func(ctx context.Context) {
 			if _, err := p.DeleteRecords(ctx, zone, records); err != nil {
 				p.log.Warn("removing the challenge of an order that has ended", zap.Error(err))
 			}
 		})
+		return done, err
 	}
-	return done, set()
+	err = set()
+	return done, err
 }
 
 // SetRecords sets records. What is not named stays as it is.
@@ -132,10 +140,10 @@ func (p *Provider) SetRecords(ctx context.Context, zone string, records []libdns
 // is there by now. With an A or AAAA record DuckDNS removes both.
 func (p *Provider) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
 	if challenge := p.challengeOf(zone, records); challenge != nil {
+		defer challenge.release()
 		if challenge.isAnothers(ctx) {
 			return records, nil
 		}
-		defer challenge.forget(ctx)
 	}
 	return p.call(ctx, zone, records, p.client.DeleteRecords)
 }

@@ -88,15 +88,16 @@ func (t *Transport) verifiesName() bool {
 	return !t.TLS.InsecureSkipVerify && len(t.TLSPin) == 0
 }
 
-// pinHint says how a certificate that failed can be trusted all the same, if nobody but
-// itself has issued it: public authorities' change their keys when they are renewed.
+// pinHint says how a certificate that failed can be trusted all the same, if no public
+// authority has issued it: theirs often change their keys when they are renewed.
 func pinHint(err error) string {
 	var failed *tls.CertificateVerificationError
 	if !errors.As(err, &failed) || len(failed.UnverifiedCertificates) == 0 {
 		return ""
 	}
 	leaf := failed.UnverifiedCertificates[0]
-	if !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
+	var authority x509.UnknownAuthorityError
+	if !errors.As(err, &authority) && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
 		return ""
 	}
 	return fmt.Sprintf(", or, if the upstream made this certificate itself, trust its key: tls_pin %s", pinOf(leaf))

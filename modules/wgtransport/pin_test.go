@@ -65,6 +65,20 @@ func TestPin(t *testing.T) {
 	}
 }
 
+// TestPinHealthCheck has active health checks that ask for no host, whose certificate needs
+// no name.
+func TestPinHealthCheck(t *testing.T) {
+	certificate := selfSigned(t, time.Now().Add(time.Hour))
+	h := startHome(t, loopbackSockets{}, newAuthority(t))
+	h.only.Store(certificate)
+	r, _ := newRelay(t)
+	r.mustLoad(t, "https://home:"+h.secure, "health_uri /health\nhealth_interval 50ms", "tls_pin "+pinOf(certificate.Leaf).String())
+	eventually(t, "a health check", func() bool { return len(h.sights()) > 0 })
+	if status, _ := r.get(t, "a.example", "/"); status != http.StatusOK {
+		t.Errorf("status %d", status)
+	}
+}
+
 // TestPinOf compares with what curl's manual has openssl say.
 func TestPinOf(t *testing.T) {
 	openssl, err := exec.LookPath("openssl")
@@ -88,7 +102,7 @@ func TestPinOf(t *testing.T) {
 }
 
 // TestCertificateErrors has the log say what is wrong with home's certificate, and what to
-// do. A certificate of an authority's is not offered as one to pin: its key changes.
+// do. A certificate of a known authority's is not offered as one to pin: its key changes.
 func TestCertificateErrors(t *testing.T) {
 	ca := newAuthority(t)
 	h := startHome(t, loopbackSockets{}, ca)
@@ -101,7 +115,7 @@ func TestCertificateErrors(t *testing.T) {
 	}{
 		{"expired", ca.issueUntil(t, now.Add(-time.Hour), "a.example"), []string{"certificate has expired", "; see that the upstream renews its certificate, and that this machine's clock is right"}, false},
 		{"another name", ca.issueUntil(t, now.Add(time.Hour), "b.example"), []string{"certificate is valid for b.example, not a.example; the upstream needs a certificate for that name, or set tls_server_name"}, false},
-		{"another authority's", newAuthority(t).issueUntil(t, now.Add(time.Hour), "a.example"), []string{"certificate signed by unknown authority", "; if that is right, trust its issuer with tls_trust_pool"}, false},
+		{"another authority's", newAuthority(t).issueUntil(t, now.Add(time.Hour), "a.example"), []string{"certificate signed by unknown authority", "; if that is right, trust its issuer with tls_trust_pool, or, if the upstream made this certificate itself, trust its key: tls_pin sha256//"}, true},
 		{"self-signed", selfSigned(t, now.Add(time.Hour)), []string{", or, if the upstream made this certificate itself, trust its key: tls_pin sha256//"}, true},
 	} {
 		for _, versions := range []string{"1.1 2", "3"} {

@@ -75,7 +75,7 @@ func (t *Transport) checkHealthCheck(proxy *reverseproxy.Handler, check *reverse
 		}
 		dials = []string{check.Upstream}
 	}
-	if t.TLS == nil || t.TLS.ServerName != "" || t.TLS.InsecureSkipVerify || hasHost(check.Headers) {
+	if t.TLS == nil || t.TLS.ServerName != "" || !t.verifiesName() || hasHost(check.Headers) {
 		return nil
 	}
 	for _, dial := range dials {

@@ -129,9 +129,14 @@ func (p *setupPlan) planServices() error {
 		defer func() { p.forwards = p.services }()
 		taken = append(taken, web...)
 	case webHTTPS, webHTTP:
-		port := portRange{p.webPort, p.webPort}
-		if !slices.ContainsFunc(p.services, func(s service) bool { return !s.udp && s.home.has(p.webPort) }) {
-			p.services = append([]service{{home: port}}, p.services...)
+		ports := []int{p.webPort}
+		if p.scheme == webHTTPS && p.webPort != 80 {
+			ports = append(ports, 80) // for HTTP-01
+		}
+		for _, port := range ports {
+			if !slices.ContainsFunc(p.services, func(s service) bool { return !s.udp && s.home.has(port) }) {
+				p.services = append([]service{{home: portRange{port, port}}}, p.services...)
+			}
 		}
 		taken = append(taken, web...)
 	}

@@ -49,6 +49,8 @@ func (p *setupPlan) planRecords() error {
 			r.AAAA, r.Hint = "", "aaaa peer "+homePeer+" ::1c2d:3eff:fe4f:5a6b/64    # home's prefix, and the server's own part of its IPv6"
 		case relay.Is4():
 			r.AAAA, r.Hint = "", "aaaa peer "+homePeer+"    # once home's `endpoint` is a name, so that it calls by IPv6"
+		case ip6 == "":
+			r.AAAA, r.Hint = "", "aaaa peer "+homePeer+"    # once home calls by IPv6, which takes an IPv6 address of the VM"
 		}
 		if r.A != "" || r.AAAA != "" {
 			p.records = append(p.records, r)
@@ -124,15 +126,36 @@ func (s *setup) presetVMAddresses(outgoing func() []netip.Addr) string {
 }
 
 // outgoingAddresses are those that this machine has towards the internet, one of each
-// family. Nothing is sent.
+// family, in place of a temporary one the one of the same interface that stays. Nothing is
+// sent.
 func outgoingAddresses() (addresses []netip.Addr) {
 	for _, there := range []string{"198.41.0.4:53", "[2001:503:ba3e::2:30]:53"} { // a.root-servers.net
 		conn, err := net.Dial("udp", there)
 		if err != nil {
 			continue
 		}
-		addresses = append(addresses, conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap())
+		address := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
 		conn.Close()
+		if device := interfaceWith(address); device != "" {
+			if stays, err := publicip.OfInterface(device, address.Is4()); err == nil {
+				address = stays
+			}
+		}
+		addresses = append(addresses, address)
 	}
 	return addresses
+}
+
+// interfaceWith is the name of the interface that has an address, empty if none.
+func interfaceWith(address netip.Addr) string {
+	interfaces, _ := net.Interfaces()
+	for _, device := range interfaces {
+		addresses, _ := device.Addrs()
+		for _, a := range addresses {
+			if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr().WithZone("") == address.WithZone("") {
+				return device.Name
+			}
+		}
+	}
+	return ""
 }

@@ -41,7 +41,11 @@ type setupText struct {
 	Domains   []string
 	Proxied   bool   // the relay answers HTTPS
 	Web       string // what sites ask
-	TLS       string
+
+	// HomeProves says that home has certificates of its own, which it may get by HTTP-01.
+	HomeProves bool
+
+	TLS string
 }
 
 func (p *setupPlan) text(folder, block string) setupText {
@@ -73,7 +77,7 @@ func (p *setupPlan) relayCaddyfile(block string) ([]byte, error) {
 	}
 	switch p.scheme {
 	case webHTTPS:
-		text.Proxied, text.Web = true, "https://"+homePeer
+		text.Proxied, text.Web, text.HomeProves = true, "https://"+homePeer, true
 		if p.webPort != 443 {
 			text.Web += ":" + strconv.Itoa(p.webPort)
 		}

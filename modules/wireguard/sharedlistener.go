@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/homeward-relay/homeward/modules/internal/lingering"
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
@@ -119,12 +120,25 @@ func (u *listenerUse) Accept() (net.Conn, error) {
 // handOn gives a connection of this use, once it is closed, to another, if all that has
 // come is a request that may be asked twice.
 func (u *listenerUse) handOn(conn lingering.Socket, read []byte) bool {
-	if !isClosed(u.closed) || isClosed(u.shared.done) || !isRepeatable(read) {
+	if isClosed(u.shared.done) || !isRepeatable(read) {
 		return false
 	}
-	go u.shared.offer(lingering.Again(conn, read))
+	go func() {
+		// A server that shuts down begins with that before it closes its listeners.
+		timer := time.NewTimer(closesWithin)
+		defer timer.Stop()
+		select {
+		case <-u.closed:
+			u.shared.offer(lingering.Again(conn, read))
+		case <-timer.C:
+			conn.Close()
+		}
+	}()
 	return true
 }
+
+// closesWithin is far longer than a server takes from the one to the other.
+const closesWithin = time.Second
 
 // repeatable are the methods that a client may send again when it does not know what
 // has become of the first (RFC 9110, section 9.2.2), and that have no body.

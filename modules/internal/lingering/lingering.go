@@ -66,8 +66,35 @@ func (c *Conn) NetConn() net.Conn {
 	return c.Socket
 }
 
+// SetDeadline is as net.TCPConn's.
+func (c *Conn) SetDeadline(t time.Time) error {
+	if c.handedOver.Load() {
+		return c.closedError("set")
+	}
+	return c.Socket.SetDeadline(t)
+}
+
+// SetReadDeadline is as net.TCPConn's.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	if c.handedOver.Load() {
+		return c.closedError("set")
+	}
+	return c.Socket.SetReadDeadline(t)
+}
+
+// SetWriteDeadline is as net.TCPConn's.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	if c.handedOver.Load() {
+		return c.closedError("set")
+	}
+	return c.Socket.SetWriteDeadline(t)
+}
+
 // SetLinger is as net.TCPConn's.
 func (c *Conn) SetLinger(seconds int) error {
+	if c.handedOver.Load() {
+		return c.closedError("set")
+	}
 	c.begin.Store(nil)
 	c.reset.Store(seconds == 0)
 	return c.Socket.SetLinger(seconds)
@@ -101,6 +128,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 
 // CloseWrite is as net.TCPConn's.
 func (c *Conn) CloseWrite() error {
+	if c.handedOver.Load() {
+		return c.closedError("close")
+	}
 	c.begin.Store(nil)
 	return c.Socket.CloseWrite()
 }

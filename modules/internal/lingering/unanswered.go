@@ -1,7 +1,9 @@
 package lingering
 
 import (
+	"errors"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -101,6 +103,14 @@ type again struct {
 
 	mu   sync.Mutex
 	rest []byte
+}
+
+// SyscallConn is the socket's, for those who only look.
+func (a *again) SyscallConn() (syscall.RawConn, error) {
+	if socket, ok := a.Socket.(syscall.Conn); ok {
+		return socket.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
 }
 
 func (a *again) Read(p []byte) (int, error) {

@@ -3,6 +3,7 @@ package lingering
 import (
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -141,6 +142,17 @@ func TestAgain(t *testing.T) {
 		if _, err := last.Write([]byte("no")); err == nil {
 			t.Error("the last owner has written")
 		}
+		for name, err := range map[string]error{
+			"SetReadDeadline":  last.SetReadDeadline(time.Unix(1, 0)),
+			"SetWriteDeadline": last.SetWriteDeadline(time.Unix(1, 0)),
+			"SetDeadline":      last.SetDeadline(time.Unix(1, 0)),
+			"CloseWrite":       last.CloseWrite(),
+			"SetLinger":        last.SetLinger(0),
+		} {
+			if err == nil {
+				t.Errorf("the last owner can do %s", name)
+			}
+		}
 		last = next
 	}
 	if _, spliced := next.NetConn().(*net.TCPConn); spliced {
@@ -155,6 +167,9 @@ func TestAgain(t *testing.T) {
 	}
 	if _, err := next.Write([]byte("answer")); err != nil {
 		t.Fatal(err)
+	}
+	if got := waiting(next.Socket); runtime.GOOS == "linux" && got < 0 {
+		t.Error("whether all has arrived is not known, so it lingers for long")
 	}
 	if err := next.Close(); err != nil {
 		t.Fatal(err)

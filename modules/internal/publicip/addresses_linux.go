@@ -1,4 +1,4 @@
-package ddns
+package publicip
 
 import (
 	"encoding/binary"

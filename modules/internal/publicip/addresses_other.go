@@ -1,6 +1,6 @@
 //go:build !linux
 
-package ddns
+package publicip
 
 import (
 	"net"

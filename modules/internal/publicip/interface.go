@@ -1,0 +1,65 @@
+package publicip
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// OfInterface returns the public address of this machine's interface of that name that
+// stays, or why there is none.
+func OfInterface(name string, is4 bool) (netip.Addr, error) {
+	device, err := net.InterfaceByName(name)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("there is no network interface %s", name)
+	}
+	addresses, err := addressesOf(device)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("reading the addresses of %s: %w", name, err)
+	}
+	return choose(name, is4, addresses)
+}
+
+// interfaceAddress is an address that an interface has.
+type interfaceAddress struct {
+	address netip.Addr
+
+	// passing addresses are temporary (RFC 8981), deprecated or not usable yet.
+	passing bool
+
+	// permanent addresses have no end that is known.
+	permanent bool
+}
+
+// choose takes a public address that stays: a permanent one if there is one, and of
+// several the least, so that it is the same one each time.
+func choose(name string, is4 bool, addresses []interfaceAddress) (netip.Addr, error) {
+	var usable []interfaceAddress
+	why := fmt.Errorf("it has no %s address", map[bool]string{true: "IPv4", false: "IPv6"}[is4])
+	for _, a := range addresses {
+		address := a.address.Unmap()
+		if address.Is4() != is4 {
+			continue
+		}
+		switch err := Check(address); {
+		case err != nil:
+			why = err
+		case a.passing:
+			why = fmt.Errorf("%s is temporary or deprecated", address)
+		default:
+			a.address = address
+			usable = append(usable, a)
+		}
+	}
+	if len(usable) == 0 {
+		return netip.Addr{}, fmt.Errorf("interface %s has no public address that stays: %w", name, why)
+	}
+	best := slices.MinFunc(usable, func(a, b interfaceAddress) int {
+		if a.permanent != b.permanent {
+			return map[bool]int{true: -1, false: 1}[a.permanent]
+		}
+		return a.address.Compare(b.address)
+	})
+	return best.address, nil
+}
