@@ -18,7 +18,7 @@ func TestACMETwoEnds(t *testing.T) {
 	internet := testnet.NewInternet(t)
 	world := newACMEWorld(t, internet, 90*24*time.Hour)
 	// As long as they wait for it.
-	world.duckDNS.TTL = 3
+	world.duckDNS.SetTTL(3)
 	testnet.WriteFile(t, filepath.Join("/etc/netns", internet.Home.Name, "resolv.conf"), []byte("nameserver "+nameServerIP+"\n"), 0o644)
 	relay, home := testnet.NewRelay(t, internet.Relay), testnet.NewRelay(t, internet.Home)
 	relay.UseBinary(testnet.FastCaddy(t))

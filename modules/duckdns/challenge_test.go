@@ -39,7 +39,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{Server: fakeduckdns.New(token, "example", "other")}
-	w.TTL = 0
+	w.SetTTL(0)
 	answering(t, func(r *http.Request) (*http.Response, error) {
 		recorder := httptest.NewRecorder()
 		w.ServeHTTP(recorder, r)
@@ -164,7 +164,7 @@ func TestSameMoment(t *testing.T) {
 // A client waits for the challenge of another, and for what resolvers remember of it.
 func TestWaits(t *testing.T) {
 	w := newWorld(t)
-	w.TTL = 1
+	w.SetTTL(1)
 	w.set(t, "domains=example&txt="+value("other"))
 	c := w.client(t, w.resolver)
 	set := make(chan error, 1)

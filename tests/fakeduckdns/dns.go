@@ -33,7 +33,7 @@ func (s *Server) answer(reply *dns.Msg, question dns.Question) {
 	name := strings.ToLower(question.Name)
 	if target, ok := s.aliases[name]; ok {
 		reply.Answer = []dns.RR{&dns.CNAME{
-			Hdr:    dns.RR_Header{Name: question.Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: s.TTL},
+			Hdr:    dns.RR_Header{Name: question.Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: s.ttl},
 			Target: target,
 		}}
 		if question.Qtype == dns.TypeCNAME {
@@ -42,11 +42,11 @@ func (s *Server) answer(reply *dns.Msg, question dns.Question) {
 		name, question.Name = target, target
 	}
 	header := func(kind uint16) dns.RR_Header {
-		return dns.RR_Header{Name: question.Name, Rrtype: kind, Class: dns.ClassINET, Ttl: s.TTL}
+		return dns.RR_Header{Name: question.Name, Rrtype: kind, Class: dns.ClassINET, Ttl: s.ttl}
 	}
 	add := func(records ...dns.RR) { reply.Answer = append(reply.Answer, records...) }
 	soa := &dns.SOA{
-		Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: s.TTL},
+		Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: s.ttl},
 		Ns:  NameServer + ".", Mbox: "hostmaster." + zone,
 		Serial: uint32(len(s.updates) + 1), Refresh: 6000, Retry: 120, Expire: 2419200, Minttl: 600,
 	}

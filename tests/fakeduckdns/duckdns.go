@@ -27,13 +27,11 @@ type Server struct {
 	// slow.
 	RemovalDelay time.Duration
 
-	// TTL is that of all answers, in seconds. DuckDNS's is 60.
-	TTL uint32
-
 	// Answer, if not nil, answers in place of DuckDNS as long as it returns true.
 	Answer func(w http.ResponseWriter, r *http.Request) bool
 
 	mu      sync.Mutex
+	ttl     uint32 // seconds
 	domains map[string]*domain
 	hosts   map[string]netip.Addr
 	aliases map[string]string
@@ -75,7 +73,7 @@ var FirstAddress = netip.MustParseAddr("192.0.2.222")
 func New(token string, domains ...string) *Server {
 	s := &Server{
 		Token:   token,
-		TTL:     60,
+		ttl:     60,
 		domains: make(map[string]*domain),
 		hosts:   make(map[string]netip.Addr),
 		aliases: make(map[string]string),
@@ -124,6 +122,13 @@ func (s *Server) Addresses(name string) (a, aaaa netip.Addr) {
 		return d.a, d.aaaa
 	}
 	return
+}
+
+// SetTTL makes all answers have another TTL than DuckDNS's 60, in seconds.
+func (s *Server) SetTTL(seconds uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ttl = seconds
 }
 
 // TXT is a domain's TXT value, empty if there is none.
