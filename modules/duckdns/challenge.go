@@ -3,6 +3,7 @@ package duckdns
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -82,14 +83,22 @@ func (p *Provider) challengeOf(zone string, records []libdns.Record) *challenge 
 
 // holds are the TXT records that orders have, by their domains.
 type holds struct {
+	begin time.Time // of the process
+
 	sync.Mutex
 	of map[string]*hold
+
+	// last is the value that was set last in each, by an order that is over if none has
+	// the record.
+	last map[string]string
 }
 
 // processHolds are those of this process, which outlive configurations, as orders can.
 var processHolds = newHolds()
 
-func newHolds() *holds { return &holds{of: make(map[string]*hold)} }
+func newHolds() *holds {
+	return &holds{begin: time.Now(), of: make(map[string]*hold), last: make(map[string]string)}
+}
 
 // hold is a record that an order has from before it sets its challenge until it has
 // removed it.
@@ -107,12 +116,17 @@ func (c *challenge) take(ctx context.Context) error {
 	for {
 		c.holds.Lock()
 		other := c.holds.of[c.domain]
-		if other == nil || other.value == c.value {
+		switch {
+		case other == nil:
 			c.holds.of[c.domain] = &hold{c.value, make(chan struct{}), time.AfterFunc(longestHold, c.release)}
-			c.holds.Unlock()
-			return nil
+		case other.value == c.value:
+			other.end.Reset(longestHold)
+			other = nil
 		}
 		c.holds.Unlock()
+		if other == nil {
+			return nil
+		}
 		select {
 		case <-other.over:
 		case <-ctx.Done():
@@ -261,24 +275,48 @@ func (c *challenge) isAnothers(ctx context.Context) bool {
 	return err == nil && isChallenge(found.value) && found.value != c.value
 }
 
-// stored is where the storage has the last value that was set. A Caddy that was killed
-// knows by it next time what it has left behind itself, and one that asks a name server
-// that is late what it has removed.
-func (c *challenge) stored() string { return "duckdns/" + c.domain + "/challenge" }
+// key is where the storage has the value that was set last. A Caddy that was killed knows
+// by it next time what it has left behind itself.
+func (c *challenge) key() string { return "duckdns/" + c.domain + "/challenge.json" }
+
+// stored is what the storage has.
+type stored struct {
+	Value string    `json:"value"`
+	Set   time.Time `json:"set"`
+}
 
 func (c *challenge) remember(ctx context.Context) {
-	if err := c.storage.Store(ctx, c.stored(), []byte(c.value)); err != nil {
+	c.holds.Lock()
+	c.holds.last[c.domain] = c.value
+	c.holds.Unlock()
+	content, err := json.Marshal(stored{c.value, time.Now()})
+	if err == nil {
+		err = c.storage.Store(ctx, c.key(), content)
+	}
+	if err != nil {
 		c.log.Warn("storing the challenge", zap.Error(err))
 	}
 }
 
-// isOurs says whether a value is that of an order of this Caddy's, which is over then.
+// isOurs says whether a value is that of an order of this Caddy's that is over: since this
+// order has the record, an earlier one of this process, or of the one before. What another
+// one with the same storage has set since this one began may still be wanted.
 func (c *challenge) isOurs(ctx context.Context, value string) bool {
-	ours, err := c.storage.Load(ctx, c.stored())
+	c.holds.Lock()
+	last := c.holds.last[c.domain]
+	c.holds.Unlock()
+	if last == value {
+		return true
+	}
+	content, err := c.storage.Load(ctx, c.key())
+	var ours stored
+	if err == nil {
+		err = json.Unmarshal(content, &ours)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.log.Warn("loading the last challenge", zap.Error(err))
 	}
-	return string(ours) == value
+	return ours.Value == value && ours.Set.Before(c.holds.begin)
 }
 
 // txt is an answer of DNS. The value is empty if there is none.

@@ -209,6 +209,7 @@ func TestDoesNotWait(t *testing.T) {
 		{name: "left behind by itself", before: value("killed"), prepare: func(c *client) {
 			challenge := c.challengeOf("duckdns.org.", record(value("killed")))
 			challenge.remember(context.Background())
+			c.holds = newHolds() // as in the next process
 		}},
 		{name: "left behind by another", before: value("other"), logged: "has left in the TXT record", prepare: func(c *client) {
 			c.pace.left = 20 * time.Millisecond
@@ -263,6 +264,26 @@ func TestGivesUp(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if got := w.TXT("example"); got != value("other") {
+		t.Errorf("the record has %q", got)
+	}
+}
+
+// What another Caddy with the same storage has set is waited for as well.
+func TestSharedStorage(t *testing.T) {
+	w := newWorld(t)
+	first, second := w.client(t, w.resolver), w.client(t, w.resolver)
+	second.storage = first.storage
+	if err := first.append(t.Context(), value("first")); err != nil {
+		t.Fatal(err)
+	}
+	set := make(chan error, 1)
+	go func() { set <- second.append(t.Context(), value("second")) }()
+	second.logged(t, "waiting until another order is done")
+	first.delete(t, value("first"))
+	if err := <-set; err != nil {
+		t.Fatal(err)
+	}
+	if got := w.TXT("example"); got != value("second") {
 		t.Errorf("the record has %q", got)
 	}
 }
