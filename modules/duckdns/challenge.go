@@ -51,7 +51,7 @@ type pace struct {
 	longest time.Duration
 }
 
-var defaultPace = pace{look: 5 * time.Second, settle: 3 * time.Second, looks: 5, left: 4 * time.Minute, longest: 5 * time.Minute}
+var defaultPace = pace{look: 5 * time.Second, settle: 3 * time.Second, looks: 5, left: 4 * time.Minute, longest: 10 * time.Minute}
 
 // lookTimeout bounds a look at DNS.
 const lookTimeout = 5 * time.Second
@@ -108,8 +108,8 @@ type hold struct {
 	end   *time.Timer // of an order that is never heard of again
 }
 
-// longestHold is longer than what the ACME client does in between.
-const longestHold = 10 * time.Minute
+// longestHold is longer than the ACME client takes before and after its challenge is set.
+const longestHold = 20 * time.Minute
 
 // take waits until no other order of this process has the record, and gives it to this one.
 func (c *challenge) take(ctx context.Context) error {
@@ -135,6 +135,15 @@ func (c *challenge) take(ctx context.Context) error {
 	}
 }
 
+// extend gives the order as much time again.
+func (c *challenge) extend() {
+	c.holds.Lock()
+	defer c.holds.Unlock()
+	if own := c.holds.of[c.domain]; own != nil && own.value == c.value {
+		own.end.Reset(longestHold)
+	}
+}
+
 // release gives the record to others, if this order has it.
 func (c *challenge) release() {
 	c.holds.Lock()
@@ -157,6 +166,8 @@ func (c *challenge) set(ctx context.Context, write func() error, remove func(con
 	defer cancel()
 	written, err := c.untilSet(ctx, write)
 	switch {
+	case err == nil:
+		c.extend()
 	case err != nil && !written:
 		c.release()
 	case err != nil:
@@ -215,7 +226,9 @@ func (c *challenge) settle(ctx context.Context, before *txt) (fate, error) {
 		found, err := c.look(ctx)
 		switch {
 		case err != nil:
-			return kept, context.Cause(ctx)
+			if ctx.Err() != nil {
+				return 0, context.Cause(ctx)
+			}
 		case found.value == c.value:
 			return kept, nil
 		case isChallenge(found.value) && found.value != before.value:

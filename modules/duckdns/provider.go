@@ -45,7 +45,7 @@ func init() {
 // take turns: another order's challenge that is found in the record, such as that of a Caddy
 // with this module at the other end of the tunnel, is waited for, until it has gone and
 // resolvers have forgotten it, or 4 minutes if it stays the same. An order fails, and is
-// tried again later, if that takes more than 5 minutes. With the app `wireguard` the orders
+// tried again later, if that takes more than 10 minutes. With the app `wireguard` the orders
 // of one Caddy queue before that, in order of arrival.
 // ACME clients that do not look before they set the record may still spoil an order: they
 // should use HTTP-01, or a DuckDNS domain of their own.

@@ -50,10 +50,15 @@ func (a *authority) issue(t *testing.T, names ...string) *tls.Certificate {
 // issueUntil is issue, for two hours that end then.
 func (a *authority) issueUntil(t *testing.T, until time.Time, names ...string) *tls.Certificate {
 	t.Helper()
+	return a.issueFor(t, until.Add(-2*time.Hour), until, names...)
+}
+
+func (a *authority) issueFor(t *testing.T, from, until time.Time, names ...string) *tls.Certificate {
+	t.Helper()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()),
 		Subject:      pkix.Name{CommonName: names[0]},
-		NotBefore:    until.Add(-2 * time.Hour),
+		NotBefore:    from,
 		NotAfter:     until,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

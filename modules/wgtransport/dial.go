@@ -107,7 +107,7 @@ func handshakeError(a *attempt, err error) error {
 	case errors.As(err, &name):
 		remedy = "; the upstream needs a certificate for that name, or set tls_server_name to one that it has" + pinHint(err)
 	case errors.As(err, &authority):
-		remedy = "; if that is right, trust its issuer with tls_trust_pool" + pinHint(err)
+		remedy = "; let the upstream send its whole chain (fullchain.pem), or trust its issuer with tls_trust_pool" + pinHint(err)
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		remedy = "; see that the upstream renews its certificate, and that this machine's clock is right" + pinHint(err)
 	case errors.As(err, &other):

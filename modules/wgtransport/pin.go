@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // pinPrefix is that of curl's --pinnedpubkey.
@@ -30,7 +31,7 @@ func parsePin(text string) (p pin, err error) {
 	encoded, ok := strings.CutPrefix(text, pinPrefix)
 	hash, err := base64.StdEncoding.DecodeString(encoded)
 	if !ok || err != nil || len(hash) != len(p) {
-		return pin{}, fmt.Errorf("%q is not the hash of a public key, sha256// and 44 characters of base64; the log has it of a certificate that nobody known has issued", text)
+		return pin{}, fmt.Errorf("%q is not the hash of a public key, sha256// and 44 characters of base64; the log has it when a machine at home has made its certificate itself", text)
 	}
 	return pin(hash), nil
 }
@@ -88,8 +89,12 @@ func (t *Transport) verifiesName() bool {
 	return !t.TLS.InsecureSkipVerify && len(t.TLSPin) == 0
 }
 
-// pinHint says how a certificate that failed can be trusted all the same, if no public
-// authority has issued it: theirs often change their keys when they are renewed.
+// longLife is more than certificates have that are renewed by themselves, mostly with
+// another key: those of public authorities, and of a Caddy at home.
+const longLife = 400 * 24 * time.Hour
+
+// pinHint says how a certificate that failed can be trusted all the same, if its key is
+// likely to stay.
 func pinHint(err error) string {
 	var failed *tls.CertificateVerificationError
 	if !errors.As(err, &failed) || len(failed.UnverifiedCertificates) == 0 {
@@ -97,7 +102,8 @@ func pinHint(err error) string {
 	}
 	leaf := failed.UnverifiedCertificates[0]
 	var authority x509.UnknownAuthorityError
-	if !errors.As(err, &authority) && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
+	lasts := errors.As(err, &authority) && leaf.NotAfter.Sub(leaf.NotBefore) > longLife
+	if !lasts && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
 		return ""
 	}
 	return fmt.Sprintf(", or, if the upstream made this certificate itself, trust its key: tls_pin %s", pinOf(leaf))

@@ -115,7 +115,8 @@ func TestCertificateErrors(t *testing.T) {
 	}{
 		{"expired", ca.issueUntil(t, now.Add(-time.Hour), "a.example"), []string{"certificate has expired", "; see that the upstream renews its certificate, and that this machine's clock is right"}, false},
 		{"another name", ca.issueUntil(t, now.Add(time.Hour), "b.example"), []string{"certificate is valid for b.example, not a.example; the upstream needs a certificate for that name, or set tls_server_name"}, false},
-		{"another authority's", newAuthority(t).issueUntil(t, now.Add(time.Hour), "a.example"), []string{"certificate signed by unknown authority", "; if that is right, trust its issuer with tls_trust_pool, or, if the upstream made this certificate itself, trust its key: tls_pin sha256//"}, true},
+		{"another authority's", newAuthority(t).issueUntil(t, now.Add(time.Hour), "a.example"), []string{"certificate signed by unknown authority", "; let the upstream send its whole chain (fullchain.pem), or trust its issuer with tls_trust_pool"}, false},
+		{"its own authority's, for long", newAuthority(t).issueFor(t, now.Add(-time.Hour), now.Add(2*longLife), "a.example"), []string{"certificate signed by unknown authority", ", or, if the upstream made this certificate itself, trust its key: tls_pin sha256//"}, true},
 		{"self-signed", selfSigned(t, now.Add(time.Hour)), []string{", or, if the upstream made this certificate itself, trust its key: tls_pin sha256//"}, true},
 	} {
 		for _, versions := range []string{"1.1 2", "3"} {

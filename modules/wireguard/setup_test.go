@@ -35,7 +35,7 @@ func TestSetupFiles(t *testing.T) {
 		{"https", []string{"--domain=example.duckdns.org,sub.example.duckdns.org", "--relay=vm.example.org", "--service=2022:22"},
 			[]string{"Caddyfile", "caddy.env", "home/Caddyfile", "home/wg0-relay.psk", "home/wg0.conf", "home/wg0.key", "wg0-home.psk", "wg0.key"},
 			map[string][]string{
-				"Caddyfile":      {"reverse_proxy https://home {", "\thandle /.well-known/acme-challenge/* {\n\t\treverse_proxy http://home {\n", "dns duckdns {env.DUCKDNS_TOKEN}", "http://example.duckdns.org, http://sub.example.duckdns.org {", "\t\t:2022 {", "wireguard home:22\n"},
+				"Caddyfile":      {"reverse_proxy https://home {", "\thandle @challenge {\n\t\treverse_proxy http://home {\n", "dns duckdns {env.DUCKDNS_TOKEN}", "http://example.duckdns.org, http://sub.example.duckdns.org {", "\t\t:2022 {", "wireguard home:22\n"},
 				"home/Caddyfile": {"wireguard/wg0:443 {", "wireguard/wg0:80 {", "wireguard 127.0.0.1:22 {", "endpoint vm.example.org:51820"},
 				"home/wg0.conf":  {"Address = 10.77.0.2/24", "AllowedIPs = 10.77.0.1/32", "Endpoint = vm.example.org:51820"},
 				"caddy.env":      {"DUCKDNS_TOKEN=0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61\n"},

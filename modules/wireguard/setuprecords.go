@@ -49,7 +49,7 @@ func (p *setupPlan) planRecords() error {
 			r.AAAA, r.Hint = "", "aaaa peer "+homePeer+" ::1c2d:3eff:fe4f:5a6b/64    # home's prefix, and the server's own part of its IPv6"
 		case relay.Is4():
 			r.AAAA, r.Hint = "", "aaaa peer "+homePeer+"    # once home's `endpoint` is a name, so that it calls by IPv6"
-		case ip6 == "":
+		case ip6 == "" && !relay.Is6():
 			r.AAAA, r.Hint = "", "aaaa peer "+homePeer+"    # once home calls by IPv6, which takes an IPv6 address of the VM"
 		}
 		if r.A != "" || r.AAAA != "" {
@@ -136,7 +136,7 @@ func outgoingAddresses() (addresses []netip.Addr) {
 		}
 		address := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
 		conn.Close()
-		if device := interfaceWith(address); device != "" {
+		if device := interfaceWith(address); device != "" && publicip.Passes(device, address) {
 			if stays, err := publicip.OfInterface(device, address.Is4()); err == nil {
 				address = stays
 			}

@@ -110,3 +110,57 @@ func TestUnansweredRequest(t *testing.T) {
 		})
 	}
 }
+
+// TestHandOnBefore has a server close a connection unanswered while its listener is still
+// open, as in the moment between the two steps of a shutdown: it is handed on if the
+// listener closes too, and closed if it does not.
+func TestHandOnBefore(t *testing.T) {
+	for _, closes := range []bool{true, false} {
+		t.Run(fmt.Sprint(closes), func(t *testing.T) {
+			listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			shared := newSharedListener(listener)
+			defer shared.Destruct()
+			first := shared.use(func() error { return nil }, net.KeepAliveConfig{})
+			client, err := net.Dial("tcp", listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			client.SetDeadline(time.Now().Add(patience))
+			const request = "GET / HTTP/1.1\r\nHost: home\r\n\r\n"
+			if _, err := io.WriteString(client, request); err != nil {
+				t.Fatal(err)
+			}
+			conn, err := first.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(conn, make([]byte, len(request))); err != nil {
+				t.Fatal(err)
+			}
+			if err := conn.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if !closes {
+				if n, err := client.Read(make([]byte, 1)); err != io.EOF {
+					t.Errorf("read %d bytes, %v; want the connection closed", n, err)
+				}
+				return
+			}
+			first.Close()
+			second := shared.use(func() error { return nil }, net.KeepAliveConfig{})
+			conn, err = second.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			got := make([]byte, len(request))
+			if _, err := io.ReadFull(conn, got); err != nil || string(got) != request {
+				t.Errorf("the next one reads %q, %v", got, err)
+			}
+		})
+	}
+}

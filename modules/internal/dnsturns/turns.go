@@ -23,10 +23,10 @@ import (
 const (
 	// defaultLimit is longer than an order that fails slowly: looking up the
 	// zone, 2 minutes for the record to appear, 90 s for the CA's validation
-	// and again for the certificate, and before that the 5 minutes for which
+	// and again for the certificate, and before that the 10 minutes for which
 	// package duckdns waits for orders elsewhere; three times, since after a failure
 	// an attempt begins at the CA's staging directory, and may end at a second CA.
-	defaultLimit = 40 * time.Minute
+	defaultLimit = 50 * time.Minute
 
 	// defaultStepBack is longer than the second that certmagic's FileStorage
 	// lets pass between two looks at a lock. Without it a process with many
@@ -81,7 +81,7 @@ type Order struct {
 // Turns keeps the orders that have a turn or wait for one. The zero value is
 // ready for use; the fields must not change once it is used.
 type Turns struct {
-	// Limit bounds a turn. Default: 40 minutes.
+	// Limit bounds a turn. Default: 50 minutes.
 	Limit time.Duration
 
 	// StepBack is how long the slot is left to other processes after a turn.

@@ -21,6 +21,19 @@ func OfInterface(name string, is4 bool) (netip.Addr, error) {
 	return choose(name, is4, addresses)
 }
 
+// Passes tells whether an address of an interface is temporary, deprecated or not usable
+// yet.
+func Passes(name string, address netip.Addr) bool {
+	device, err := net.InterfaceByName(name)
+	if err != nil {
+		return false
+	}
+	addresses, err := addressesOf(device)
+	return err == nil && slices.ContainsFunc(addresses, func(a interfaceAddress) bool {
+		return a.address == address && a.passing
+	})
+}
+
 // interfaceAddress is an address that an interface has.
 type interfaceAddress struct {
 	address netip.Addr
