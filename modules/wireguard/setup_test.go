@@ -104,6 +104,9 @@ func TestSetupFiles(t *testing.T) {
 					t.Errorf("nothing is said of %s:\n%s", name, said)
 				}
 				content := strings.TrimSpace(readText(t, folder, name))
+				if strings.Contains(content, "invalid") {
+					t.Errorf("%s has something invalid:\n%s", name, content)
+				}
 				if secret := filepath.Ext(name); (secret == ".key" || secret == ".psk") && strings.Contains(said, content) {
 					t.Errorf("the secret of %s is shown", name)
 				}

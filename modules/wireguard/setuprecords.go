@@ -25,18 +25,14 @@ type records struct {
 
 // planRecords decides about the records that the relay keeps right.
 func (p *setupPlan) planRecords() error {
-	ip4, ip6, err := parseVMAddresses(p.vmAddresses)
-	if err != nil {
+	relay, _ := netip.ParseAddr(p.relay) // invalid: it is a name
+	addresses := p.vmAddresses
+	if len(addresses) == 0 && publicip.Check(relay) == nil {
+		addresses = []string{p.relay}
+	}
+	ip4, ip6, err := parseVMAddresses(addresses)
+	if err != nil || ip4 == "" && ip6 == "" {
 		return err
-	}
-	relay, _ := netip.ParseAddr(p.relay)
-	if len(p.vmAddresses) == 0 && publicip.Check(relay) == nil {
-		if ip4, ip6 = staticSource(relay.Unmap()), ""; relay.Is6() {
-			ip4, ip6 = "", ip4
-		}
-	}
-	if ip4 == "" && ip6 == "" {
-		return nil
 	}
 	for _, domain := range p.domains {
 		slot := dnsturns.Slot(domain)
@@ -136,26 +132,7 @@ func outgoingAddresses() (addresses []netip.Addr) {
 		}
 		address := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
 		conn.Close()
-		if device := interfaceWith(address); device != "" && publicip.Passes(device, address) {
-			if stays, err := publicip.OfInterface(device, address.Is4()); err == nil {
-				address = stays
-			}
-		}
-		addresses = append(addresses, address)
+		addresses = append(addresses, publicip.Lasting(address))
 	}
 	return addresses
-}
-
-// interfaceWith is the name of the interface that has an address, empty if none.
-func interfaceWith(address netip.Addr) string {
-	interfaces, _ := net.Interfaces()
-	for _, device := range interfaces {
-		addresses, _ := device.Addrs()
-		for _, a := range addresses {
-			if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr().WithZone("") == address.WithZone("") {
-				return device.Name
-			}
-		}
-	}
-	return ""
 }

@@ -21,17 +21,20 @@ func OfInterface(name string, is4 bool) (netip.Addr, error) {
 	return choose(name, is4, addresses)
 }
 
-// Passes tells whether an address of an interface is temporary, deprecated or not usable
-// yet.
-func Passes(name string, address netip.Addr) bool {
-	device, err := net.InterfaceByName(name)
-	if err != nil {
-		return false
+// Lasting returns an address of this machine's, or in place of one that is temporary or
+// deprecated the one of the same interface that stays, if there is one.
+func Lasting(address netip.Addr) netip.Addr {
+	interfaces, _ := net.Interfaces()
+	for _, device := range interfaces {
+		addresses, _ := addressesOf(&device)
+		if !slices.ContainsFunc(addresses, func(a interfaceAddress) bool { return a.address == address && a.passing }) {
+			continue
+		}
+		if stays, err := choose(device.Name, address.Is4(), addresses); err == nil {
+			return stays
+		}
 	}
-	addresses, err := addressesOf(device)
-	return err == nil && slices.ContainsFunc(addresses, func(a interfaceAddress) bool {
-		return a.address == address && a.passing
-	})
+	return address
 }
 
 // interfaceAddress is an address that an interface has.

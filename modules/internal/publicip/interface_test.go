@@ -63,3 +63,12 @@ func TestInterface(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// Addresses that stay, or are not this machine's, have none in their place.
+func TestLasting(t *testing.T) {
+	for _, text := range []string{"127.0.0.1", "203.0.113.77", "2001:db8::77"} {
+		if got := Lasting(netip.MustParseAddr(text)); got.String() != text {
+			t.Errorf("in place of %s: %s", text, got)
+		}
+	}
+}

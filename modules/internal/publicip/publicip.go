@@ -14,6 +14,8 @@ var shared = netip.MustParsePrefix("100.64.0.0/10")
 func Check(address netip.Addr) error {
 	why := ""
 	switch address = address.Unmap(); {
+	case !address.IsValid():
+		why = "is no address"
 	case shared.Contains(address):
 		why = "is behind the provider's NAT (CGN)"
 	case address.IsPrivate() && address.Is4():

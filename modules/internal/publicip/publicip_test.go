@@ -7,6 +7,9 @@ import (
 )
 
 func TestCheck(t *testing.T) {
+	if Check(netip.Addr{}) == nil {
+		t.Error("no address is public")
+	}
 	for _, test := range []struct{ address, want string }{
 		{"203.0.113.5", ""},
 		{"::ffff:203.0.113.5", ""},
