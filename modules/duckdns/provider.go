@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/certmagic"
 	"github.com/libdns/duckdns"
 	"github.com/libdns/libdns"
 	"go.uber.org/zap"
@@ -65,7 +66,7 @@ type Provider struct {
 
 	client  *duckdns.Provider
 	hide    *redact.Secrets // the token
-	storage storage
+	storage certmagic.Storage
 
 	// nameServers returns where DuckDNS's domains are served, as host:port.
 	nameServers func(context.Context) ([]string, error)
