@@ -78,9 +78,9 @@ type Transport struct {
 	// Public keys of the upstreams' certificates, each as sha256// and the SHA-256 of its
 	// SubjectPublicKeyInfo in base64, which curl's --pinnedpubkey takes too. A certificate
 	// with one of them is right, whoever has issued it, whatever its names are and however
-	// old it is, and no other one is. For a home that made its certificate itself; the
-	// log has the key of one that is not trusted. Default: none, certificates are
-	// verified by their issuer, name and time.
+	// old it is, and no other one is. For a home that made its certificate itself, whose
+	// key the log then proposes. Default: none, certificates are verified by their issuer,
+	// name and time.
 	TLSPin []string `json:"tls_pin,omitempty"`
 
 	// Where in a Caddyfile the transport stood, for error messages.

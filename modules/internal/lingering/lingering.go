@@ -62,7 +62,7 @@ func New(socket Socket) *Conn { return &Conn{Socket: socket} }
 
 // NetConn is the connection itself.
 func (c *Conn) NetConn() net.Conn {
-	c.begin.Store(nil)
+	c.endBeginning()
 	return c.Socket
 }
 
@@ -95,7 +95,7 @@ func (c *Conn) SetLinger(seconds int) error {
 	if c.handedOver.Load() {
 		return c.closedError("set")
 	}
-	c.begin.Store(nil)
+	c.endBeginning()
 	c.reset.Store(seconds == 0)
 	return c.Socket.SetLinger(seconds)
 }
@@ -109,7 +109,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	begin.reading()
 	n, err := c.Socket.Read(p)
 	if !begin.read(p[:n], err) {
-		c.begin.Store(nil)
+		c.endBeginning()
 	}
 	if c.closed.Load() {
 		return 0, c.closedError("read")
@@ -122,7 +122,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	if c.closed.Load() {
 		return 0, c.closedError("write")
 	}
-	c.begin.Store(nil)
+	c.endBeginning()
 	return c.Socket.Write(p)
 }
 
@@ -131,8 +131,15 @@ func (c *Conn) CloseWrite() error {
 	if c.handedOver.Load() {
 		return c.closedError("close")
 	}
-	c.begin.Store(nil)
+	c.endBeginning()
 	return c.Socket.CloseWrite()
+}
+
+// endBeginning is for every Write, so it does not store what is there already.
+func (c *Conn) endBeginning() {
+	if c.begin.Load() != nil {
+		c.begin.Store(nil)
+	}
 }
 
 func (c *Conn) closedError(op string) error {
@@ -144,7 +151,7 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if c.closed.Load() {
 		return 0, c.closedError("write")
 	}
-	c.begin.Store(nil)
+	c.endBeginning()
 	if to, ok := c.Socket.(io.ReaderFrom); ok {
 		return to.ReadFrom(r)
 	}
