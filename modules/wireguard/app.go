@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -59,6 +60,9 @@ type claimed struct {
 	hosts     map[string][]netip.Addr // by peer name
 	resolvers []netip.AddrPort
 	origins   Origins
+
+	// listening has the listenerKeys at which servers of this configuration listen.
+	listening sync.Map
 }
 
 // pool holds the tunnels of this process by name, across configurations.

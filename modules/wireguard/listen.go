@@ -47,7 +47,7 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 	local := netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(port))
 	switch network {
 	case networkTCP:
-		socket, release, err := acquire(key, func() (sharedSocket, error) {
+		socket, release, err := c.acquire(key, func() (sharedSocket, error) {
 			listener, err := c.claim.ListenTCP(local)
 			if err != nil {
 				return nil, explainPort(c, err)
@@ -55,11 +55,11 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 			return newSharedListener(listener), nil
 		})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("listening on %s: %w", address, err)
 		}
 		return socket.(*sharedListener).use(release, keepAlive(config)), nil
 	case networkUDP:
-		socket, release, err := acquire(key, func() (sharedSocket, error) {
+		socket, release, err := c.acquire(key, func() (sharedSocket, error) {
 			conn, err := c.claim.ListenUDP(local)
 			if err != nil {
 				return nil, explainPort(c, err)
@@ -67,11 +67,27 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 			return newSharedPacketConn(conn), nil
 		})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("listening on %s: %w", address, err)
 		}
 		return socket.(*sharedPacketConn).use(release), nil
 	}
 	return nil, fmt.Errorf("listening on %s: the networks inside a tunnel are %s and %s", address, networkTCP, networkUDP)
+}
+
+// acquire is acquire for one configuration, in which only one server can have a port.
+func (c *claimed) acquire(key listenerKey, open func() (sharedSocket, error)) (sharedSocket, func() error, error) {
+	if _, taken := c.listening.LoadOrStore(key, true); taken {
+		return nil, nil, errors.New("this configuration already has a server there, and who comes would get one of the two by chance; give one of them another port, or remove it")
+	}
+	socket, release, err := acquire(key, open)
+	if err != nil {
+		c.listening.Delete(key)
+		return nil, nil, err
+	}
+	return socket, func() error {
+		c.listening.Delete(key)
+		return release()
+	}, nil
 }
 
 // keepAlive is the keepalive of accepted connections: what a server's options say
