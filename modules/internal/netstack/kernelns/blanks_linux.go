@@ -1,6 +1,7 @@
 package kernelns
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"slices"
@@ -40,7 +41,7 @@ type taken struct {
 }
 
 // take returns a socket that nobody else has. It is the caller's to close.
-func (b *blanks) take() (int, error) {
+func (b *blanks) take(ctx context.Context) (int, error) {
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
@@ -57,6 +58,18 @@ func (b *blanks) take() (int, error) {
 	b.waiting = append(b.waiting, wait)
 	b.fillIfLow()
 	b.mu.Unlock()
+	select {
+	case got := <-wait:
+		return got.fd, got.err
+	case <-ctx.Done():
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.waiting, wait); i >= 0 {
+		b.waiting = slices.Delete(b.waiting, i, i+1)
+		return -1, ctx.Err()
+	}
+	// It came at the last moment.
 	got := <-wait
 	return got.fd, got.err
 }

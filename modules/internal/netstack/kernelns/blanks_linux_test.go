@@ -1,9 +1,12 @@
 package kernelns
 
 import (
+	"context"
 	"errors"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,14 +27,14 @@ func requests(s *Stack) (count int) {
 }
 
 // takeAtOnce has many take a socket from a stock at the same time.
-func takeAtOnce(b *blanks, count int) (fds []int, errs []error) {
+func takeAtOnce(ctx context.Context, b *blanks, count int) (fds []int, errs []error) {
 	var takers sync.WaitGroup
 	var mu sync.Mutex
 	begin := make(chan struct{})
 	for range count {
 		takers.Go(func() {
 			<-begin
-			fd, err := b.take()
+			fd, err := b.take(ctx)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -52,7 +55,7 @@ func TestBurst(t *testing.T) {
 	stock := s.place.Load().stocks.udp4
 	before := requests(s)
 	const count = 1000
-	fds, errs := takeAtOnce(stock, count)
+	fds, errs := takeAtOnce(t.Context(), stock, count)
 	defer holder.CloseAll(fds)
 	if len(errs) > 0 {
 		t.Fatalf("%d failed, the first with %v", len(errs), errs[0])
@@ -100,7 +103,7 @@ func TestBurstFails(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: room, Max: before.Max}); err != nil {
 		t.Fatal(err)
 	}
-	fds, errs := takeAtOnce(stock, 200)
+	fds, errs := takeAtOnce(t.Context(), stock, 200)
 	holder.CloseAll(fds)
 	if len(fds)+len(errs) != 200 || len(errs) < 100 {
 		t.Errorf("%d sockets and %d errors", len(fds), len(errs))
@@ -111,10 +114,33 @@ func TestBurstFails(t *testing.T) {
 		}
 	}
 	restore()
-	fds, errs = takeAtOnce(stock, 200)
+	fds, errs = takeAtOnce(t.Context(), stock, 200)
 	holder.CloseAll(fds)
 	if len(errs) > 0 {
 		t.Errorf("with room again: %v", errs[0])
+	}
+}
+
+// TestTakeInTime has nobody who could make sockets, and somebody who does not wait for ever.
+func TestTakeInTime(t *testing.T) {
+	s, _ := newTestStack(t)
+	stock := &blanks{namespace: s.place.Load().namespace, domain: unix.AF_INET, kind: unix.SOCK_DGRAM}
+	defer stock.close()
+	for _, pid := range holders(s) {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		defer syscall.Kill(pid, syscall.SIGCONT)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := stock.take(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("taking a socket: %v", err)
+	}
+	stock.mu.Lock()
+	defer stock.mu.Unlock()
+	if len(stock.waiting) > 0 {
+		t.Error("somebody still waits")
 	}
 }
 
@@ -128,7 +154,7 @@ func TestCloseWhileTaking(t *testing.T) {
 	for range 100 {
 		takers.Go(func() {
 			for {
-				fd, err := stock.take()
+				fd, err := stock.take(t.Context())
 				if err != nil {
 					return
 				}

@@ -2,7 +2,9 @@ package kernelns
 
 import (
 	"container/list"
+	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,9 +41,10 @@ type clients struct {
 
 	mu     sync.Mutex
 	known  map[netip.Addr]*client
-	left   list.List   // of those without a socket, who left first in front
-	timer  *time.Timer // nil before the first left
-	armed  bool        // the timer will run forgetLeft
+	own    []netip.Prefix // whose routes are the place's
+	left   list.List      // of those without a socket, who left first in front
+	timer  *time.Timer    // nil before the first left
+	armed  bool           // the timer will run forgetLeft
 	closed bool
 }
 
@@ -136,8 +139,27 @@ func (c *clients) forgetLeft() {
 func (c *clients) forget(left *client) {
 	c.left.Remove(left.leaving)
 	delete(c.known, left.address)
+	if netstack.HasAddress(c.own, left.address) {
+		return
+	}
 	// It fails when the namespace is gone, and the route with it.
 	_ = c.namespace.removeRoute(inboundRoute(left.address))
+}
+
+// setOwn says which addresses are the stack's own: a client's may become one, and one that
+// is one no longer may still be a client's.
+func (c *clients) setOwn(addresses []netip.Prefix) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	former := c.own
+	c.own = slices.Clone(addresses)
+	var errs []error
+	for _, prefix := range former {
+		if address := prefix.Addr(); c.known[address] != nil && !netstack.HasAddress(c.own, address) {
+			errs = append(errs, c.namespace.setRoute(inboundRoute(address)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (c *clients) close() {

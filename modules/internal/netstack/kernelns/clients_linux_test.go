@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -97,6 +98,56 @@ func TestClientsBound(t *testing.T) {
 		t.Errorf("one more, while the first has another socket: %v", err)
 	}
 	want(map[string]bool{a: true, b: false, d: false, e: true, f: true, g: true})
+}
+
+// TestClientBecomesOwn gives the stack an address that was a client's, and takes it away
+// again while it is one.
+func TestClientBecomesOwn(t *testing.T) {
+	s, _ := newTestStack(t)
+	client := netip.MustParseAddr("203.0.113.1")
+	with := append(slices.Clone(testAddresses), netip.PrefixFrom(client, 32))
+	dial := func() net.Conn {
+		t.Helper()
+		conn, err := s.DialUDP(t.Context(), netip.AddrPortFrom(client, 4000), netip.MustParseAddrPort("10.77.0.2:9"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	set := func(addresses []netip.Prefix) {
+		t.Helper()
+		if err := s.SetAddresses(addresses); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := s.place.Load().clients
+	routed := func() bool {
+		t.Helper()
+		// A second one is refused.
+		err := c.namespace.changeRoute(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, inboundRoute(client))
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			t.Fatal(err)
+		}
+		return err != nil
+	}
+
+	dial().Close()
+	set(with)
+	c.mu.Lock()
+	c.memory = 0
+	c.mu.Unlock()
+	c.forgetLeft()
+	if !routed() {
+		t.Error("the route has gone with the client, and the address is the stack's")
+	}
+
+	set(testAddresses)
+	defer dial().Close()
+	set(with)
+	set(testAddresses)
+	if !routed() {
+		t.Error("the route has gone with the stack's address, and the client is there")
+	}
 }
 
 // TestClientsForgotten looks at what becomes of clients that have left.

@@ -1,6 +1,7 @@
 package kernelns
 
 import (
+	"context"
 	"errors"
 	"net"
 	"syscall"
@@ -40,7 +41,7 @@ func nearCongestion(stock *blanks, asked, used string) string {
 	if asked != "" || used != preferredCongestion {
 		return ""
 	}
-	fd, err := stock.take()
+	fd, err := stock.take(context.Background())
 	if err != nil {
 		return ""
 	}
@@ -75,7 +76,7 @@ func congestionOf(stock *blanks, name string, logger *zap.Logger) string {
 	if asked == "" {
 		asked = preferredCongestion
 	}
-	fd, err := stock.take()
+	fd, err := stock.take(context.Background())
 	if err != nil {
 		return ""
 	}

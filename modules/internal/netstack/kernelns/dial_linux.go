@@ -137,7 +137,7 @@ func (s *Stack) prepareDial(ctx context.Context, p *place, kind int, local, remo
 		return nil, err
 	}
 	stock := p.stocks.of(kind, remote.Addr())
-	fd, err := stock.take()
+	fd, err := stock.take(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // environmentEnv makes the test binary a program in one of environments, by
@@ -58,6 +60,9 @@ type environment struct {
 	// bounding are the capabilities that their bounding set is left with.
 	bounding uint64
 
+	// addresses are the stack's; testAddresses if there are none.
+	addresses []netip.Prefix
+
 	// want is in the error. If empty, there is a stack.
 	want string
 }
@@ -75,6 +80,7 @@ var environments = []environment{
 	{name: "executable replaced", binary: copyOfBinary, uid: testNobody, replaced: true, holder: testNobody},
 	{name: "read-only sysctls", prepare: readOnly("/proc/sys"), uid: testNobody, holder: testNobody},
 	{name: "proc without sysctls and others' processes", prepare: bareProc, uid: testNobody, holder: testNobody},
+	{name: "no IPv6", prepare: forbidFamily(unix.AF_INET6), uid: testNobody, holder: testNobody, addresses: testAddresses[:1]},
 	{name: "nested", user: container, uid: testNobody, holder: testNobody},
 	{name: "nested with few users", user: []syscall.SysProcIDMap{{ContainerID: testNobody, HostID: testNobody, Size: 1}}, uid: testNobody, holder: testNobody},
 
@@ -114,7 +120,7 @@ var environments = []environment{
 		name: "seccomp of Docker", prepare: dockersRoot,
 		want: "forbids user namespaces; the table of environments",
 	},
-	{name: "no netlink", prepare: forbidNetlink, uid: testNobody, want: "RestrictAddressFamilies=AF_NETLINK"},
+	{name: "no netlink", prepare: forbidFamily(unix.AF_NETLINK), uid: testNobody, want: "RestrictAddressFamilies=AF_NETLINK"},
 	{name: "no TUN", prepare: devices(""), uid: testNobody, want: "there is no /dev/net/tun; load the module"},
 	{name: "TUN of root's", prepare: devices("c 10 200 0600"), uid: testNobody, want: "/dev/net/tun may not be opened; allow it"},
 	{name: "TUN without a driver", prepare: devices("c 10 199 0666"), uid: testNobody, want: "modprobe tun"},
@@ -238,7 +244,11 @@ func (e environment) try() (r report) {
 		r.Error = err.Error()
 		return r
 	}
-	s, err := newStack(Config{Name: "wg0", MTU: 1420, Addresses: testAddresses})
+	addresses := e.addresses
+	if addresses == nil {
+		addresses = testAddresses
+	}
+	s, err := newStack(Config{Name: "wg0", MTU: 1420, Addresses: addresses})
 	if err != nil {
 		return failed(err)
 	}
@@ -280,14 +290,21 @@ func (e environment) try() (r report) {
 func useStack(s *Stack) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	for _, address := range []string{"10.77.0.1:0", "[fd77::1]:0"} {
-		listener, err := s.ListenTCP(netip.MustParseAddrPort(address))
+	addresses := *s.addresses.Load()
+	for _, address := range append([]netip.Prefix{{}}, addresses...) {
+		local := netip.AddrPortFrom(address.Addr(), 0)
+		if !address.IsValid() {
+			local = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+			address = addresses[0]
+		}
+		listener, err := s.ListenTCP(local)
 		if err != nil {
 			return err
 		}
 		defer listener.Close()
+		to := netip.AddrPortFrom(address.Addr(), listener.Addr().(*net.TCPAddr).AddrPort().Port())
 		for range 2 * blanksKept {
-			conn, err := s.DialTCP(ctx, netip.AddrPort{}, listener.Addr().(*net.TCPAddr).AddrPort())
+			conn, err := s.DialTCP(ctx, netip.AddrPort{}, to)
 			if err != nil {
 				return err
 			}

@@ -58,7 +58,7 @@ func explainTUN(err error) error {
 // explainAddress says why the namespace does not take an address.
 func explainAddress(err error) error {
 	if errors.Is(err, syscall.EACCES) {
-		return fmt.Errorf("IPv6 is off in new network namespaces and may not be turned on here; allow it on the host (sysctl net.ipv6.conf.all.disable_ipv6=0) or give the tunnel no IPv6 address: %w", err)
+		return fmt.Errorf("IPv6 is off in new network namespaces, and here nobody may turn it on: /proc/sys is read-only; let Caddy's service write below /proc/sys/net (no ProtectKernelTunables), boot the host without ipv6.disable_ipv6=1, or give the tunnel no IPv6 address: %w", err)
 	}
 	return err
 }

@@ -1,17 +1,20 @@
 package kernelns
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
@@ -81,13 +84,18 @@ func TestHostSettings(t *testing.T) {
 }
 
 // sysctl sets a sysctl below net in the stack's namespace.
-func (s *Stack) sysctl(name, value string) error {
+func (s *Stack) sysctl(name, value string) error { return s.place.Load().sysctl(name, value) }
+
+func (n *namespace) sysctl(name, value string) error {
+	n.mu.Lock()
+	pid := n.servers[0].pid
+	n.mu.Unlock()
 	done := make(chan error)
 	go func() {
 		// Never unlocked: the thread ends with the goroutine.
 		runtime.LockOSThread()
 		done <- func() error {
-			namespace, err := os.Open(filepath.Join("/proc", strconv.Itoa(holders(s)[0]), "ns/net"))
+			namespace, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns/net"))
 			if err != nil {
 				return err
 			}
@@ -116,12 +124,118 @@ func TestIPv6Off(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = s.SetAddresses(testAddresses)
-	if !errors.Is(err, syscall.EACCES) || !strings.Contains(err.Error(), "net.ipv6.conf.all.disable_ipv6=0") {
+	if !errors.Is(err, syscall.EACCES) || !strings.Contains(err.Error(), "give the tunnel no IPv6 address") {
 		t.Errorf("error is %v", err)
 	}
 	dialed, accepted := loop(t, s)
 	exchange(t, dialed, accepted)
 	if err := s.SetAddresses([]netip.Prefix{testAddresses[0]}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestIPv6OffBefore is the same for a namespace that begins so: a tunnel without IPv6 does
+// not need it.
+func TestIPv6OffBefore(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("left out: needs root to enter the namespace")
+	}
+	place := func(addresses []netip.Prefix) (*place, error) {
+		n, err := newNamespace(zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"all", "default", "lo", deviceName} {
+			if err := n.sysctl("ipv6/conf/"+name+"/disable_ipv6", "1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return settle(n, wanted{mtu: 1420, addresses: addresses})
+	}
+	p, err := place(testAddresses[:1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.tun.Close()
+	defer p.close()
+	for _, local := range []string{"[::]:0", "10.77.0.1:0"} {
+		listener, err := listenTCP(t.Context(), p, netip.MustParseAddrPort(local))
+		if err != nil {
+			t.Fatal(err)
+		}
+		listener.Close()
+	}
+	if _, err := place(testAddresses); !errors.Is(err, syscall.EACCES) || !strings.Contains(err.Error(), "give the tunnel no IPv6 address") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// TestRouterAdvertisement has a peer that would be the namespace's router.
+func TestRouterAdvertisement(t *testing.T) {
+	s, _ := newTestStack(t)
+	router, own, peer := netip.MustParseAddr("fe80::1"), testAddresses[1].Addr(), testAddresses[1].Addr().Next()
+	for _, to := range []netip.Addr{own, netip.MustParseAddr("ff02::1")} {
+		advertisement := make([]byte, 16)
+		advertisement[0], advertisement[4] = 134, 7 // its type; the hop limit
+		binary.BigEndian.PutUint16(advertisement[6:], 1800)
+		exchangeICMPv6(t, s, router, to, advertisement, nil)
+	}
+	// The answer to a ping says that what came before it has been dealt with, and with
+	// which hop limit.
+	limit := 0
+	exchangeICMPv6(t, s, peer, own, []byte{128, 0, 0, 0, 0, 1, 0, 1}, func(packet []byte) bool {
+		limit = int(packet[7])
+		return packet[6] == unix.IPPROTO_ICMPV6 && packet[40] == 129
+	})
+	if limit == 7 {
+		t.Error("it has taken the router's hop limit")
+	}
+	routes, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(holders(s)[0]), "net/ipv6_route"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(routes), deviceName) {
+		t.Errorf("these are no routes of the namespace:\n%s", routes)
+	}
+	if strings.Contains(string(routes), "fe800000000000000000000000000001") {
+		t.Errorf("it has taken the router's route:\n%s", routes)
+	}
+}
+
+// exchangeICMPv6 sends a message to the stack as its peer, and with match waits for the
+// packet that answers.
+func exchangeICMPv6(t *testing.T, s *Stack, from, to netip.Addr, message []byte, match func(packet []byte) bool) {
+	t.Helper()
+	header := make([]byte, 40)
+	header[0], header[6], header[7] = 6<<4, unix.IPPROTO_ICMPV6, 255
+	binary.BigEndian.PutUint16(header[4:], uint16(len(message)))
+	copy(header[8:], from.AsSlice())
+	copy(header[24:], to.AsSlice())
+	summed := slices.Concat(from.AsSlice(), to.AsSlice(), []byte{0, 0, 0, byte(len(message)), 0, 0, 0, unix.IPPROTO_ICMPV6}, message)
+	var sum uint32
+	for i := 0; i < len(summed); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(summed[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(message[2:], ^uint16(sum))
+	if _, err := s.Device().Write([][]byte{slices.Concat(header, message)}, 0); err != nil {
+		t.Fatal(err)
+	}
+	bufs, sizes := make([][]byte, batchSize), make([]int, batchSize)
+	for i := range bufs {
+		bufs[i] = make([]byte, frameSize)
+	}
+	for match != nil {
+		n, err := s.Device().Read(bufs, sizes, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			if bufs[i][0]>>4 == 6 && match(bufs[i][:sizes[i]]) {
+				return
+			}
+		}
 	}
 }

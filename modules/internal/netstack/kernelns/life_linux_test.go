@@ -508,7 +508,7 @@ func TestCongestionControl(t *testing.T) {
 	sending := func() string {
 		t.Helper()
 		p := s.place.Load()
-		fd, err := p.stocks.tcp4.take()
+		fd, err := p.stocks.tcp4.take(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -675,7 +675,7 @@ func TestFailedChange(t *testing.T) {
 	if netstack.HasAddress(p.addresses, added.Addr()) {
 		t.Errorf("%v is still among %v", added, p.addresses)
 	}
-	if _, err := listenTCP(p, netip.AddrPortFrom(added.Addr(), 0)); !errors.Is(err, syscall.EADDRNOTAVAIL) {
+	if _, err := listenTCP(t.Context(), p, netip.AddrPortFrom(added.Addr(), 0)); !errors.Is(err, syscall.EADDRNOTAVAIL) {
 		t.Errorf("listening on the address: %v", err)
 	}
 	loop(t, s)

@@ -1,10 +1,12 @@
 package kernelns
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,6 +16,10 @@ import (
 // listenBacklog is how many connections may wait to be accepted. It is Linux's
 // somaxconn.
 const listenBacklog = 4096
+
+// listenPatience is how long who wants to listen waits for another namespace, if there is
+// none at the moment.
+const listenPatience = 5 * time.Second
 
 // ListenTCP listens on local.
 func (s *Stack) ListenTCP(local netip.AddrPort) (netstack.TCPListener, error) {
@@ -26,11 +32,7 @@ func (s *Stack) ListenTCP(local netip.AddrPort) (netstack.TCPListener, error) {
 }
 
 func (s *Stack) newTCPListener(local netip.AddrPort) (*tcpListener, error) {
-	if err := netstack.CheckListen(*s.addresses.Load(), local); err != nil {
-		return nil, err
-	}
-	p := s.place.Load()
-	socket, err := listenTCP(p, local)
+	socket, p, err := listenAt(s, local, listenTCP)
 	if err != nil {
 		return nil, err
 	}
@@ -44,9 +46,25 @@ func (s *Stack) newTCPListener(local netip.AddrPort) (*tcpListener, error) {
 	return l, nil
 }
 
-func listenTCP(p *place, local netip.AddrPort) (*net.TCPListener, error) {
-	stock := p.stocks.of(unix.SOCK_STREAM, local.Addr())
-	fd, err := stock.take()
+// listenAt opens a socket where the stack is, or will be in a moment.
+func listenAt[S any](s *Stack, local netip.AddrPort, listen func(context.Context, *place, netip.AddrPort) (S, error)) (socket S, p *place, err error) {
+	if err := netstack.CheckListen(*s.addresses.Load(), local); err != nil {
+		return socket, nil, err
+	}
+	ctx, cancel := context.WithTimeout(s.life, listenPatience)
+	defer cancel()
+	for {
+		p = s.place.Load()
+		socket, err = listen(ctx, p, local)
+		if err == nil || !s.elsewhere(ctx, p, err) {
+			return socket, p, err
+		}
+	}
+}
+
+func listenTCP(ctx context.Context, p *place, local netip.AddrPort) (*net.TCPListener, error) {
+	local, stock := p.listening(unix.SOCK_STREAM, local)
+	fd, err := stock.take(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +88,15 @@ func listenTCP(p *place, local netip.AddrPort) (*net.TCPListener, error) {
 		return nil, err
 	}
 	return listener.(*net.TCPListener), nil
+}
+
+// listening returns the stock for a socket that listens on local, and what it binds to: the
+// unspecified IPv6 address is both families, of which a kernel may have one.
+func (p *place) listening(kind int, local netip.AddrPort) (netip.AddrPort, *blanks) {
+	if !p.ipv6 && (!local.Addr().IsValid() || local.Addr().IsUnspecified()) {
+		local = netip.AddrPortFrom(netip.IPv4Unspecified(), local.Port())
+	}
+	return local, p.stocks.of(kind, local.Addr())
 }
 
 // bindListener binds; the unspecified IPv6 address is both families.
@@ -101,11 +128,7 @@ func (s *Stack) ListenUDP(local netip.AddrPort) (netstack.UDPConn, error) {
 }
 
 func (s *Stack) newUDPListener(local netip.AddrPort) (netstack.UDPConn, error) {
-	if err := netstack.CheckListen(*s.addresses.Load(), local); err != nil {
-		return nil, err
-	}
-	p := s.place.Load()
-	socket, err := listenUDP(p, local)
+	socket, p, err := listenAt(s, local, listenUDP)
 	if err != nil {
 		return nil, err
 	}
@@ -129,9 +152,9 @@ func (s *Stack) newUDPListener(local netip.AddrPort) (netstack.UDPConn, error) {
 	return l, nil
 }
 
-func listenUDP(p *place, local netip.AddrPort) (*net.UDPConn, error) {
-	stock := p.stocks.of(unix.SOCK_DGRAM, local.Addr())
-	fd, err := stock.take()
+func listenUDP(ctx context.Context, p *place, local netip.AddrPort) (*net.UDPConn, error) {
+	local, stock := p.listening(unix.SOCK_DGRAM, local)
+	fd, err := stock.take(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package kernelns
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -25,7 +26,7 @@ type kept[S interface {
 
 	// listen opens a socket like this one, and restore sets on it what has
 	// been set on this one. It is called with mu held.
-	listen  func(*place, netip.AddrPort) (S, error)
+	listen  func(context.Context, *place, netip.AddrPort) (S, error)
 	restore func(S)
 
 	mu      sync.Mutex
@@ -74,7 +75,7 @@ func (k *kept[S]) follow() error {
 		return nil
 	}
 	logger := k.stack.logger.With(zap.String("network", k.network), zap.Stringer("address", k.local))
-	socket, err := k.listen(p, k.local)
+	socket, err := k.listen(k.stack.life, p, k.local)
 	if err != nil {
 		if k.failed != p {
 			logger.Error("listening again in the tunnel's new network namespace; trying until it can be", zap.Error(err))

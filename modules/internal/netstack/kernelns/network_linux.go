@@ -12,12 +12,14 @@ import (
 
 // The namespace's routing, in full:
 //
-//	rule 1: from the TUN   → table inbound: our addresses and our clients', else nothing
-//	rule 2: from the TUN   → nothing
-//	rule 3: from ourselves → table local
-//	rule 4: from ourselves → table main: everything leaves by the TUN
+//	rule 1: from the TUN, by a link-local address → nothing
+//	rule 2: from the TUN   → table inbound: our addresses and our clients', else nothing
+//	rule 3: from the TUN   → nothing
+//	rule 4: from ourselves → table local
+//	rule 5: from ourselves → table main: everything leaves by the TUN
 //
-// Rule 2 is for link-local and multicast destinations of IPv6, for which the
+// Rule 1 is for IPv6, where only routers have such addresses to speak from, and a peer
+// could be one: the kernel would take routes, an MTU and a hop limit from it. Rule 3 is for link-local and multicast destinations of IPv6, for which the
 // kernel overlooks a blackhole in a table, since that is on no interface.
 //
 // The rule for table local that the kernel begins with comes first, and with
@@ -27,9 +29,10 @@ import (
 const (
 	inboundTable = 100
 
-	inboundPriority = 1
-	nothingPriority = 2
-	localPriority   = 3
+	linkLocalPriority = 1
+	inboundPriority   = 2
+	nothingPriority   = 3
+	localPriority     = 4
 
 	loopbackIndex = 1
 
@@ -91,11 +94,15 @@ func (n *namespace) prepareRules(family uint8) error {
 	if err := n.setRoute(route{family: family, kind: unix.RTN_BLACKHOLE, table: inboundTable}); err != nil {
 		return fmt.Errorf("adding a route: %w", err)
 	}
-	for _, r := range []rule{
+	rules := []rule{
 		{family: family, priority: inboundPriority, table: inboundTable, from: deviceName},
 		{family: family, priority: nothingPriority, from: deviceName},
 		{family: family, priority: localPriority, table: unix.RT_TABLE_LOCAL},
-	} {
+	}
+	if family == unix.AF_INET6 {
+		rules = append(rules, rule{family: family, priority: linkLocalPriority, from: deviceName, source: netip.MustParsePrefix("fe80::/10")})
+	}
+	for _, r := range rules {
 		if err := n.changeRule(unix.RTM_NEWRULE, netlink.Create|netlink.Excl, r); err != nil {
 			return fmt.Errorf("adding a routing rule: %w", err)
 		}
@@ -240,14 +247,18 @@ func (n *namespace) changeRoute(kind netlink.HeaderType, flags netlink.HeaderFla
 type rule struct {
 	family   uint8
 	priority uint32
-	table    uint8  // 0 drops the packet
-	from     string // the interface that packets come in by; "" is any
+	table    uint8        // 0 drops the packet
+	from     string       // the interface that packets come in by; "" is any
+	source   netip.Prefix // of packets; the zero value is any
 }
 
 func (n *namespace) changeRule(kind netlink.HeaderType, flags netlink.HeaderFlags, r rule) error {
 	const toTable, blackhole = 1, 6 // FR_ACT_TO_TBL, FR_ACT_BLACKHOLE
 	fixed := make([]byte, 12)
 	fixed[0] = r.family
+	if r.source.IsValid() {
+		fixed[2] = uint8(r.source.Bits())
+	}
 	fixed[4] = r.table
 	fixed[7] = toTable
 	if r.table == 0 {
@@ -257,6 +268,9 @@ func (n *namespace) changeRule(kind netlink.HeaderType, flags netlink.HeaderFlag
 		e.Uint32(unix.FRA_PRIORITY, r.priority)
 		if r.from != "" {
 			e.String(unix.FRA_IIFNAME, r.from)
+		}
+		if r.source.IsValid() {
+			e.Bytes(unix.FRA_SRC, r.source.Addr().AsSlice())
 		}
 	})
 }

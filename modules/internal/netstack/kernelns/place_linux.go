@@ -42,11 +42,16 @@ type wanted struct {
 	congestion string
 }
 
-func newPlace(w wanted, logger *zap.Logger) (_ *place, err error) {
+func newPlace(w wanted, logger *zap.Logger) (*place, error) {
 	n, err := newNamespace(logger)
 	if err != nil {
 		return nil, err
 	}
+	return settle(n, w)
+}
+
+// settle makes a place of a new namespace, which ends if that fails.
+func settle(n *namespace, w wanted) (_ *place, err error) {
 	p := &place{namespace: n, stocks: newStocks(n), clients: newClients(n)}
 	p.life, p.leave = context.WithCancel(context.Background())
 	defer func() {
@@ -55,7 +60,7 @@ func newPlace(w wanted, logger *zap.Logger) (_ *place, err error) {
 			p.tun.Close()
 		}
 	}()
-	if fd, err := p.stocks.tcp6.take(); err == nil {
+	if fd, err := p.stocks.tcp6.take(p.life); err == nil {
 		p.ipv6 = true
 		unix.Close(fd)
 	}
@@ -69,6 +74,9 @@ func newPlace(w wanted, logger *zap.Logger) (_ *place, err error) {
 // set gives the place its addresses and routes: what it has and is not wanted
 // goes, after what is wanted has come.
 func (p *place) set(w wanted) error {
+	if err := p.clients.setOwn(slices.Concat(p.addresses, w.addresses)); err != nil {
+		return fmt.Errorf("adding a route: %w", err)
+	}
 	for _, prefix := range w.addresses {
 		if prefix.Addr().Is6() && !p.ipv6 {
 			return fmt.Errorf("this kernel has no IPv6, so that there can be no address %v", prefix.Addr())
@@ -108,6 +116,7 @@ func (p *place) set(w wanted) error {
 		}
 	}
 	p.addresses, p.routes = slices.Clone(w.addresses), routes
+	errs = append(errs, p.clients.setOwn(p.addresses))
 	return errors.Join(errs...)
 }
 
@@ -141,18 +150,10 @@ func (p *place) wantedRoutes(w wanted) []route {
 			add(outward(familyOf(prefix.Addr()), prefix.Masked(), prefix.Addr()))
 		}
 	}
-	for _, family := range families {
-		if family == unix.AF_INET6 && !p.ipv6 {
-			continue
-		}
-		everything := outward(family, netip.Prefix{}, netip.Addr{})
-		for _, prefix := range w.addresses {
-			if familyOf(prefix.Addr()) == family {
-				everything.source = prefix.Addr()
-				break
-			}
-		}
-		add(everything)
+	// Nothing is dialed in a family without an address, and where IPv6 is off there
+	// may be no such route.
+	for _, prefix := range w.addresses {
+		add(outward(familyOf(prefix.Addr()), netip.Prefix{}, prefix.Addr()))
 	}
 	if p.ipv6 {
 		// With IPv4 the kernel drops by itself what pretends to come from

@@ -20,8 +20,8 @@ import (
 // flushTimeout bounds how long flush waits for resets to be read from the device.
 const flushTimeout = 250 * time.Millisecond
 
-// retryAfter is how long tend waits before it tries again what has failed.
-const retryAfter = time.Second
+// relistenAfter is how long tend waits before it tries again to listen.
+const relistenAfter = time.Second
 
 // Stack is the kernel's stack in a namespace of its own, behind a device. Make
 // one with New.
@@ -131,34 +131,41 @@ func (s *Stack) tend() {
 			return
 		case <-retry:
 		case <-s.place.Load().lost:
-			if err := s.replace(); err != nil {
-				if s.life.Err() != nil {
-					return
-				}
-				s.logger.Error("making the tunnel's network namespace anew; trying again in a second", zap.Error(err))
-				select {
-				case <-s.life.Done():
-					return
-				case <-time.After(retryAfter):
-				}
-				continue
+			s.logger.Error("all processes that hold the tunnel's network namespace have died at once; making another")
+			s.replace()
+			if s.life.Err() != nil {
+				return
 			}
 		}
 		retry = nil
 		if !s.listenAgain() {
-			retry = time.After(retryAfter)
+			retry = time.After(relistenAfter)
 		}
 	}
 }
 
-// replace makes another namespace.
-func (s *Stack) replace() error {
+// replace makes another namespace, for as long as it takes.
+func (s *Stack) replace() {
+	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+		err := s.replaceOnce()
+		if err == nil || s.life.Err() != nil {
+			return
+		}
+		s.logger.Error("making the tunnel's network namespace anew; trying again", zap.Duration("after", wait), zap.Error(err))
+		select {
+		case <-s.life.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (s *Stack) replaceOnce() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return net.ErrClosed
 	}
-	s.logger.Error("all processes that hold the tunnel's network namespace have died at once; making another")
 	if err := s.move(s.wanted.congestion); err != nil {
 		return err
 	}

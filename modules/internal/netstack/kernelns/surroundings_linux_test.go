@@ -122,15 +122,20 @@ func dockersRoot() error {
 	return nil
 }
 
-// forbidNetlink is RestrictAddressFamilies= of systemd.
-func forbidNetlink() error {
+// forbidFamily is RestrictAddressFamilies= of systemd. So it is with a family that the
+// kernel does not have.
+func forbidFamily(family uint64) func() error {
+	return func() error { return loadForbidFamily(family) }
+}
+
+func loadForbidFamily(family uint64) error {
 	return seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Policy: seccomp.Policy{
 		DefaultAction: seccomp.ActionAllow,
 		Syscalls: []seccomp.SyscallGroup{{
 			Action: seccomp.ActionErrno | seccomp.Action(unix.EAFNOSUPPORT),
 			NamesWithCondtions: []seccomp.NameWithConditions{{
 				Name:       "socket",
-				Conditions: []seccomp.Condition{{Argument: 0, Operation: seccomp.Equal, Value: unix.AF_NETLINK}},
+				Conditions: []seccomp.Condition{{Argument: 0, Operation: seccomp.Equal, Value: family}},
 			}},
 		}},
 	}})
