@@ -2,7 +2,6 @@ package ddns
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +10,8 @@ import (
 	"github.com/caddyserver/certmagic"
 	"github.com/miekg/dns"
 	"go.uber.org/zap"
+
+	"github.com/homeward-relay/homeward/modules/internal/dnsclient"
 )
 
 // duckDNSZone is one that needs no question.
@@ -34,38 +35,32 @@ func nameServers() (servers []string) {
 // lookup returns the one address that the record has in DNS. It does not ask package
 // net, for which a line in /etc/hosts would do.
 func (u *updater) lookup(ctx context.Context) (netip.Addr, error) {
-	question := new(dns.Msg)
 	kind := dns.TypeAAAA
 	if u.family.is4 {
 		kind = dns.TypeA
 	}
-	question.SetQuestion(dns.Fqdn(u.target.name), kind)
-	err := errors.New("there is no DNS server to ask")
-	for _, server := range nameServers() {
-		var answer *dns.Msg
-		if answer, _, err = new(dns.Client).ExchangeContext(ctx, question, server); err != nil {
+	records, err := dnsclient.Ask(ctx, u.target.name, kind, nameServers())
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	var found []netip.Addr
+	for _, rr := range records {
+		var ip net.IP
+		switch rr := rr.(type) {
+		case *dns.A:
+			ip = rr.A
+		case *dns.AAAA:
+			ip = rr.AAAA
+		default:
 			continue
 		}
-		var found []netip.Addr
-		for _, rr := range answer.Answer {
-			var ip net.IP
-			switch rr := rr.(type) {
-			case *dns.A:
-				ip = rr.A
-			case *dns.AAAA:
-				ip = rr.AAAA
-			default:
-				continue
-			}
-			address, _ := netip.AddrFromSlice(ip)
-			found = append(found, address.Unmap())
-		}
-		if len(found) != 1 {
-			return netip.Addr{}, fmt.Errorf("there are %d addresses", len(found))
-		}
-		return found[0], nil
+		address, _ := netip.AddrFromSlice(ip)
+		found = append(found, address.Unmap())
 	}
-	return netip.Addr{}, err
+	if len(found) != 1 {
+		return netip.Addr{}, fmt.Errorf("there are %d addresses", len(found))
+	}
+	return found[0], nil
 }
 
 // findZone returns the zone of the name, with a final dot.

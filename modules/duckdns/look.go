@@ -4,13 +4,14 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/homeward-relay/homeward/modules/internal/dnsclient"
 )
 
 // lookTimeout bounds a look at DNS.
@@ -26,26 +27,20 @@ type txt struct {
 func (c *challenge) look(ctx context.Context) (*txt, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	question := new(dns.Msg)
-	question.SetQuestion(dns.Fqdn(c.domain), dns.TypeTXT)
 	servers, err := c.nameServers(ctx)
-	for _, server := range servers {
-		var answer *dns.Msg
-		if answer, _, err = new(dns.Client).ExchangeContext(ctx, question, server); err != nil {
-			continue
-		}
-		if answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError {
-			err = fmt.Errorf("%s answers %s", server, dns.RcodeToString[answer.Rcode])
-			continue
-		}
-		for _, rr := range answer.Answer {
-			if rr, ok := rr.(*dns.TXT); ok {
-				return &txt{strings.Join(rr.Txt, ""), time.Duration(rr.Hdr.Ttl) * time.Second}, nil
-			}
-		}
-		return new(txt), nil
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	records, err := dnsclient.Ask(ctx, c.domain, dns.TypeTXT, servers)
+	if err != nil {
+		return nil, err
+	}
+	for _, rr := range records {
+		if rr, ok := rr.(*dns.TXT); ok {
+			return &txt{strings.Join(rr.Txt, ""), time.Duration(rr.Hdr.Ttl) * time.Second}, nil
+		}
+	}
+	return new(txt), nil
 }
 
 // nameServersOf returns at least one server of DuckDNS's, in the same order each time: one
