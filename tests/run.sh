@@ -136,6 +136,18 @@ run_tests() {
 	return $status
 }
 
+# last_words keeps of what failed tests have said the names and, of each, the last
+# three things that the test itself has said.
+last_words() {
+	awk '
+		function tell(    i) { for (i = said > 3 ? said - 2 : 1; i <= said; i++) { print words[i] } said = 0 }
+		/^(--- |FAIL)/ { tell(); print; own = 0; next }
+		/^ +[a-z0-9_]+\.go:[0-9]+: / { if (own = /_test\.go:/) { words[++said] = substr($0, 1, 400) }; rows = 1; next }
+		own && ++rows <= 6 { words[said] = words[said] "\n" substr($0, 1, 400) }
+		END { tell() }
+	'
+}
+
 # skipped lists why tests were skipped, and which.
 skipped() {
 	awk '
@@ -160,7 +172,7 @@ say "summary, after $((SECONDS - begin)) s"
 outcomes() { cat "$work/packages.log" "$work/system.log" | grep -cE "^\s*--- $1" || true; }
 echo "$(outcomes PASS) passed, $(outcomes FAIL) failed, $(outcomes SKIP) skipped (tests and their cases)"
 # Once more, for who sees the end of a log alone.
-cat "$work"/*.failures 2>/dev/null | grep -E '^(--- |FAIL)' || true
+cat "$work"/*.failures 2>/dev/null | last_words || true
 for reason in "${left_out[@]}"; do echo "left out: $reason"; done
 if [[ -s $work/figures ]]; then cat "$work/figures"; fi
 exit $status
