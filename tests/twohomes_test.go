@@ -17,10 +17,12 @@ import (
 // with the same network, whose routers do the WireGuard with home.fritzbox.conf:
 // each name must reach its own.
 func TestTwoHomes(t *testing.T) {
-	w := newWorld(t)
 	testnet.Need(t, "curl")
-	keys2 := testnet.NewTunnelKeys(t)
+	keys, keys2 := testnet.NewTunnelKeys(t), testnet.NewTunnelKeys(t)
+	keys.Preshared, keys2.Preshared = testnet.NewPresharedKey(t), testnet.NewPresharedKey(t)
+	w := newWorldWith(t, keys)
 	w.relay.Secret(t, "wg1.key", keys2.Relay.Private)
+	w.relay.Secret(t, "parents.psk", keys2.Preshared)
 	w.relay.DropAll(t)
 	w.relay.UseBinary(testnet.FastCaddy(t))
 	router2, home2 := w.AddHome(t)
@@ -30,6 +32,8 @@ func TestTwoHomes(t *testing.T) {
 	site := w.public.Issue(t, testnet.Domain, testnet.Subdomain)
 	w.relay.Start(t, substitute(t, "caddyfile-examples/two-homes.Caddyfile", w.paths(map[string]string{
 		"/etc/caddy/wg1.key":                w.relay.Folder + "/wg1.key",
+		"/etc/caddy/home.psk":               w.relay.Folder + "/home.psk",
+		"/etc/caddy/parents.psk":            w.relay.Folder + "/parents.psk",
 		"SECOND-HOMES-PUBLIC-KEY-GOES-HERE": keys2.Home.Public,
 		exampleDNS01:                        "	tls " + site.Cert + " " + site.Key + "\n",
 	})))
@@ -129,6 +133,7 @@ func (w *world) startFritzBox(t *testing.T, router *testnet.Namespace, keys test
 	w.importFritzBox(t, router, substitute(t, "caddyfile-examples/home.fritzbox.conf", map[string]string{
 		"HOMES-PRIVATE-KEY-GOES-HERE": keys.Home.Private,
 		exampleRelayKey:               keys.Relay.Public,
+		"PRESHARED-KEY-GOES-HERE":     keys.Preshared,
 		testnet.Endpoint + ":51820":   endpoint,
 	}))
 }
@@ -172,6 +177,9 @@ func fritzBox(t *testing.T, text string) map[string]string {
 		default:
 			values[key] = value
 		}
+	}
+	if values["PresharedKey"] == "" {
+		t.Fatal("a FRITZ!Box wants a preshared key")
 	}
 	if _, _, err := net.ParseCIDR(values["Address"]); err != nil {
 		t.Fatalf("a FRITZ!Box takes one address: %v", err)

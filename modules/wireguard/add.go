@@ -46,18 +46,22 @@ func addPeerCommand() *cobra.Command {
 		Use:   "peer <name> --relay <name or address> [--tunnel <name>]",
 		Short: "Makes keys and configurations for another home",
 		Long: `
-Makes the keys of another home, or of a phone, and gives it the next free addresses
-in the tunnel. Prints the peer for the relay's Caddyfile. What is for home is in a
+Makes the keys of another home and gives it the next free addresses in the tunnel.
+Prints the peer for the relay's Caddyfile. What is for home is in a
 folder beside the Caddyfile that has the peer's name: the configuration for other
 WireGuards, and a Caddyfile with its keys for this binary. Take it home, and then
 away from the VM. No file is overwritten.
+
+A phone is such a peer too (--qr shows its configuration to the app). It reaches what
+the VM serves inside the tunnel, a site with `+"`bind wireguard/wg0`"+`, and not the other
+peers.
 
 	caddy wireguard add peer cabin --relay example-vm.duckdns.org`,
 		Args: cobra.ExactArgs(1),
 	}
 	a.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&a.relay, "relay", "", "Where home calls the VM: its IPv4 address, or a name whose A and AAAA are both the VM's")
+	f.StringVar(&a.relay, "relay", "", "Where home calls the VM: "+whereHomeCalls)
 	f.StringVar(&a.fritzBox, "fritzbox", "", "Home's WireGuard is a FRITZ!Box: its own address in its network, such as 192.168.178.1/24")
 	f.StringVar(&a.server, "server", "", "The server's address in the FRITZ!Box's network")
 	f.StringVar(&a.homeFolder, "home-folder", usualKeyFolder, "Folder of Caddy's configuration at home, where the Caddyfile for home belongs")
@@ -92,7 +96,7 @@ func (a *peerAddition) run(w io.Writer) error {
 		return err
 	}
 	if a.relay == "" {
-		return errors.New("say with --relay where the new peer calls the VM: its IPv4 address, or a name whose A and AAAA are both the VM's")
+		return errors.New("say with --relay where the new peer calls the VM: " + whereHomeCalls)
 	}
 	if err := checkRelay(a.relay, nil); err != nil {
 		return err

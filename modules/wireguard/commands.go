@@ -35,9 +35,10 @@ func genkeyCommand() *cobra.Command {
 		Short: "Prints a new private key",
 		Long: `
 Prints a new private key in base64. Keep it in a file that nobody but Caddy's
-user can read:
+user can read; as root:
 
-	(umask 077; caddy wireguard genkey > /etc/caddy/wg0.key)`,
+	(umask 077; caddy wireguard genkey > /etc/caddy/wg0.key)
+	chown caddy /etc/caddy/wg0.key`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), tunnel.NewPrivateKey().Base64())

@@ -208,6 +208,14 @@ func parseFritzBox(text string) (netip.Prefix, error) {
 	return box, nil
 }
 
+// checkBoxEndpoint returns what keeps a FRITZ!Box, if home has one, from calling a relay.
+func checkBoxEndpoint(box, relay string) error {
+	if _, err := netip.ParseAddr(relay); box == "" || err != nil {
+		return nil
+	}
+	return fmt.Errorf("a FRITZ!Box wants a name for the VM, such as example-vm.duckdns.org, in place of %s (--relay)", relay)
+}
+
 // parseServer reads the address of a machine in a FRITZ!Box's network.
 func parseServer(text string, box netip.Prefix) (netip.Addr, error) {
 	host, err := netip.ParseAddr(text)

@@ -109,9 +109,6 @@ func (s *setup) askAll(q *questions, given func(flag string) bool) error {
 					s.web = webNone
 				}
 			}},
-		{"relay", "Where home calls the VM: its IPv4 address, or a name whose A and AAAA are both the VM's", "",
-			func(answer string) error { return checkRelay(answer, s.domains) },
-			func(answer string) { s.relay = answer }},
 		{"web", "The web server at home: https, https:<port>, http:<port>, passthrough (TLS ends at home) or none", s.web,
 			func(answer string) error {
 				scheme, _, err := parseWeb(answer)
@@ -126,8 +123,10 @@ func (s *setup) askAll(q *questions, given func(flag string) bool) error {
 				if answer == "" {
 					return nil
 				}
-				_, err := parseFritzBox(answer)
-				return err
+				if _, err := parseFritzBox(answer); err != nil {
+					return err
+				}
+				return checkBoxEndpoint(answer, s.relay)
 			},
 			func(answer string) { s.fritzBox = answer }},
 		{"server", "The address of the machine behind it that has the services, such as 192.168.178.20", "",
@@ -140,7 +139,15 @@ func (s *setup) askAll(q *questions, given func(flag string) bool) error {
 				return err
 			},
 			func(answer string) { s.server = answer }},
-		{"transparent", "Shall programs at home see the clients' own addresses? Not for a home that runs this binary, nor for other machines than the one with the WireGuard (yes or no)", "no",
+		{"relay", "Where home calls the VM: " + whereHomeCalls, "",
+			func(answer string) error {
+				if err := checkRelay(answer, s.domains); err != nil {
+					return err
+				}
+				return checkBoxEndpoint(s.fritzBox, answer)
+			},
+			func(answer string) { s.relay = answer }},
+		{"transparent", "Shall programs at home see the clients' own addresses? They cannot on other machines than the one with the WireGuard, nor behind this binary as it is set up here (yes or no)", "no",
 			func(answer string) error {
 				if answer != "yes" && answer != "no" {
 					return errors.New("write yes or no")

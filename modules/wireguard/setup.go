@@ -17,6 +17,9 @@ import (
 	"github.com/homeward-relay/homeward/modules/internal/dnsturns"
 )
 
+// whereHomeCalls says what home's endpoint may be. A FRITZ!Box takes no address.
+const whereHomeCalls = "its IPv4 address, or a name that has the VM's addresses alone (a FRITZ!Box wants a name)"
+
 // duckDNSToken is the environment variable that the Caddyfiles take the token from.
 const duckDNSToken = "DUCKDNS_TOKEN"
 
@@ -35,8 +38,8 @@ then away from the VM.
 It asks for what the flags leave open. No file is overwritten.
 
 The VM keeps the records of names at DuckDNS right, if its public addresses are
-known: a web site's A is the VM, and its AAAA is home, if home calls the VM by a
-name. The token is taken from the environment variable DUCKDNS_TOKEN.
+known: a web site's A is the VM, and its AAAA is home, if home calls the VM by
+IPv6. The token is taken from the environment variable DUCKDNS_TOKEN.
 
 --web says what the web server at home speaks:
 
@@ -56,7 +59,7 @@ home takes that. A range is 7000-7010.
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&s.domains, "domain", nil, "Names of the web site")
-	f.StringVar(&s.relay, "relay", "", "Where home calls the VM: its IPv4 address, or a name whose A and AAAA are both the VM's")
+	f.StringVar(&s.relay, "relay", "", "Where home calls the VM: "+whereHomeCalls)
 	f.StringSliceVar(&s.vmAddresses, "vm-address", nil, "The VM's public addresses, which it keeps in the records at DuckDNS; none: it keeps none (default --relay, if that is one)")
 	f.StringVar(&s.web, "web", webHTTPS, "What the web server at home speaks")
 	f.StringSliceVar(&s.services, "service", nil, "Ports that go home")
@@ -157,7 +160,7 @@ func checkRelay(relay string, domains []string) error {
 	}
 	for _, domain := range domains {
 		if sameRecords(domain, relay) {
-			return fmt.Errorf("%s has the records of %s, the web site, whose AAAA is home: home would call itself; give the VM's IPv4 address, or another name whose A and AAAA are both the VM's", relay, domain)
+			return fmt.Errorf("%s has the records of %s, the web site, whose AAAA is home: home would call itself; give the VM's IPv4 address, or another name that has the VM's addresses alone", relay, domain)
 		}
 	}
 	return nil

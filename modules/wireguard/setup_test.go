@@ -96,6 +96,11 @@ func TestSetupFiles(t *testing.T) {
 					}
 				}
 			}
+			hasPorts := slices.ContainsFunc(test.flags, func(f string) bool { return strings.HasPrefix(f, "--service=") })
+			hasSite := slices.ContainsFunc(test.flags, func(f string) bool { return strings.HasPrefix(f, "--domain=") })
+			if got := strings.Contains(said, "call home itself"); got != (hasPorts && hasSite) {
+				t.Errorf("it is said by which name ports are used: %v\n%s", got, said)
+			}
 			for _, name := range test.want {
 				if info, err := os.Stat(filepath.Join(folder, name)); err != nil || runtime.GOOS != "windows" && info.Mode().Perm()&0o007 != 0 {
 					t.Errorf("%s: %v, everybody may do something with it: %v", name, err, info.Mode())
@@ -324,22 +329,22 @@ func TestQuestions(t *testing.T) {
 		given                []string
 		want                 *setup // nil: an error
 	}{
-		{"all", "example.duckdns.org, sub.example.duckdns.org\nvm.example.org\n\n\n\n2022:22 6514\n\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
+		{"all", "example.duckdns.org, sub.example.duckdns.org\n\n\nvm.example.org\n\n2022:22 6514\n\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
 			&setup{domains: []string{"example.duckdns.org", "sub.example.duckdns.org"}, relay: "vm.example.org", web: "https", services: []string{"2022:22", "6514"}, vmAddresses: []string{"192.0.2.1", "2001:db8::1"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
-		{"repeated", "no name\nexample.duckdns.org\nexample.duckdns.org\n203.0.113.5\nhttp\nhttp:8080\n\nperhaps\nyes\n22:x\n25\n10.0.0.1\n\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
+		{"repeated", "no name\nexample.duckdns.org\nhttp\nhttp:8080\n\nexample.duckdns.org\n203.0.113.5\nperhaps\nyes\n22:x\n25\n10.0.0.1\n\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
 			&setup{domains: []string{"example.duckdns.org"}, relay: "203.0.113.5", web: "http:8080", transparent: true, services: []string{"25"}, vmAddresses: []string{"203.0.113.5", "2001:db8::1"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
-		{"no web", "\n203.0.113.5\n\nno\n\n", "", nil, &setup{relay: "203.0.113.5", web: "none"}},
-		{"FRITZ!Box", "example.org\nvm.example.org\npassthrough\n192.168.178.1\n192.168.178.1/24\n192.168.178.1\n192.168.178.20\n\n", "", nil,
+		{"no web", "\n\n203.0.113.5\nno\n\n", "", nil, &setup{relay: "203.0.113.5", web: "none"}},
+		{"FRITZ!Box", "example.org\npassthrough\n192.168.178.1\n192.168.178.1/24\n192.168.178.1\n192.168.178.20\n203.0.113.5\nvm.example.org\n\n", "", nil,
 			&setup{domains: []string{"example.org"}, relay: "vm.example.org", web: "passthrough", fritzBox: "192.168.178.1/24", server: "192.168.178.20"}},
-		{"given", "203.0.113.5\n\nno\n", "", []string{"domain", "web", "service"}, &setup{relay: "203.0.113.5", web: "none"}},
+		{"given", "\n203.0.113.5\nno\n", "", []string{"domain", "web", "service"}, &setup{relay: "203.0.113.5", web: "none"}},
 		{"all is given", "", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", []string{"domain", "relay"}, &setup{web: "https", token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
-		{"no records", "example.duckdns.org\nvm.example.org\npassthrough\n\n\n\nnone\n", "", nil,
+		{"no records", "example.duckdns.org\npassthrough\n\nvm.example.org\n\n\nnone\n", "", nil,
 			&setup{domains: []string{"example.duckdns.org"}, relay: "vm.example.org", web: "passthrough", vmAddresses: []string{"none"}}},
-		{"token for records", "example.duckdns.org\nvm.example.org\npassthrough\n\n\n\n\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
+		{"token for records", "example.duckdns.org\npassthrough\n\nvm.example.org\n\n\n\n", "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61", nil,
 			&setup{domains: []string{"example.duckdns.org"}, relay: "vm.example.org", web: "passthrough", vmAddresses: []string{"192.0.2.1", "2001:db8::1"}, token: "0f6c9d1e-5b5b-4a1c-9f50-7a3f6f2f4f61"}},
 		{"never right", strings.Repeat("no name\n", 10), "", nil, nil},
 		{"end", "example.duckdns.org\n", "", nil, nil},
-		{"bad token", "example.duckdns.org\n203.0.113.5\n\n\n\n\n\n", "two words", nil, nil},
+		{"bad token", "example.duckdns.org\n\n\n203.0.113.5\n\n\n\n", "two words", nil, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			given := none

@@ -59,7 +59,7 @@ func (p *setupPlan) check() (err error) {
 	}
 	p.domains = unique(p.domains)
 	if p.relay == "" {
-		return errors.New("say with --relay where home calls the VM: its IPv4 address, or a name whose A and AAAA are both the VM's")
+		return errors.New("say with --relay where home calls the VM: " + whereHomeCalls)
 	}
 	if err := checkRelay(p.relay, p.domains); err != nil {
 		return err

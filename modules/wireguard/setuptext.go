@@ -136,6 +136,7 @@ func (p *setupPlan) summary() string {
 		say("  Either any WireGuard, as root:")
 		say("    install -m 600 %s.conf /etc/wireguard/ && systemctl enable --now wg-quick@%[1]s", defaultTunnel)
 		say("  or this binary, installed as on the VM, and as root:")
+		say("    install -d -g %s -m 750 %s", p.user, shellWord(p.homeFolder))
 		say("    install -o %s -g %[1]s -m 600 %s %s/", p.user, strings.Join(p.ownFiles(), " "), shellWord(p.homeFolder))
 		say("    systemctl enable --now homeward")
 		if p.directSite() && p.certificate != "" {
@@ -167,8 +168,28 @@ func (p *setupPlan) summary() string {
 		}
 	}
 
+	p.sayName(say)
 	p.sayRecords(say)
 	return b.String()
+}
+
+// sayName says by which name the ports are used.
+func (p *setupPlan) sayName(say func(format string, args ...any)) {
+	name := p.relay
+	var ports []string
+	for _, s := range p.forwards {
+		if p.scheme != webPassthrough || !s.relay.has(80) && !s.relay.has(443) {
+			ports = append(ports, s.relay.String())
+		}
+	}
+	if len(p.domains) == 0 || len(ports) == 0 {
+		return
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		name = "the VM's address"
+	}
+	say("\nPorts that go home (%s) are used by %s:", strings.Join(ports, ", "), name)
+	say("  by %s those who have IPv6 call home itself.", p.domains[0])
 }
 
 // sayRecords says which records are still to be set.
