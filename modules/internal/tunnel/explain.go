@@ -32,6 +32,8 @@ func (c *Claim) explain(ctx context.Context, local, remote netip.AddrPort, err e
 		return fmt.Errorf("tunnel %s has no address of the family of %s; add one to its address line: %w", name, remote.Addr(), err)
 	case local.IsValid() && (errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL)):
 		return fmt.Errorf("%s is in use towards %s: %w", local, remote, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("tunnel %s has no port left towards %s: those that there are have connections, or had one within the last minute; there are more where Caddy may write below /proc/sys/net (see Environments in Homeward's README): %w", name, remote, err)
 	case errors.Is(ctx.Err(), context.Canceled):
 		return err
 	}

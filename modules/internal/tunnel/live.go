@@ -92,7 +92,7 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 	l.repeater = newRepeater(l.poke)
 	l.stalls = newStalls(l.absent)
 	l.device = device.NewDevice(
-		&windowDevice{&repeatingDevice{padded, l.repeater}, l.out, l.in, l.stalls},
+		&windowDevice{&repeatingDevice{padded, l.repeater}, intake{window: l.out}, l.in, l.stalls},
 		&windowBind{Bind: l.bind, out: l.out, in: l.in, stalls: l.stalls, noticed: l.wake},
 		deviceLogger(logger, l.recall))
 	l.bind.OnCrossing(l.uncross)

@@ -1,12 +1,14 @@
 package tunnel
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 )
 
@@ -17,10 +19,14 @@ const (
 	// else bounds it: none 2,900 Mbit/s, 1,024 3,350, 512 3,460, 256 3,250.
 	windowSize = 512
 
-	// windowPatience is how long a full window may go without a sign of life:
-	// what is in it has been dropped then. It takes a busy machine that long to
-	// come to a goroutine.
-	windowPatience = 2 * time.Millisecond
+	// windowPatience is how long a full window may go without a sign of life
+	// before one more batch goes in: what is in it may have been dropped, or wait
+	// for a peer that is away, and when that batch leaves it is known. It may also
+	// be a busy machine that takes so long to come to a goroutine.
+	windowPatience = 20 * time.Millisecond
+
+	// marksMax bounds what is remembered of batches that never leave.
+	marksMax = 4096
 
 	// flushTimeout is how long the packets of a tunnel that goes down have to
 	// leave.
@@ -37,23 +43,23 @@ const (
 //
 // wireguard-go does not say what it drops. So packets are not counted out but
 // recognized by their buffers: it keeps them in order and in place, and when one
-// leaves, all before it are gone one way or the other.
+// leaves, all before it are gone one way or the other. What it drops at once, such as a
+// stranger's, has its buffer where the next packet is to go.
 type window struct {
-	size uint64
+	size int
 
 	mu sync.Mutex
 
-	// entered counts packets. left is what it was when the last packet that has
-	// left was entered.
-	entered, left uint64
+	// inside is how many packets there are, by the marks.
+	inside int
 
 	// marks are the packets to recognize, from the oldest on.
 	marks []mark
 
-	// recognized counts the marks that have left.
-	recognized uint64
+	// entered counts packets, and recognized the marks that have left.
+	entered, recognized uint64
 
-	// moved has a value when left has grown since somebody waited.
+	// moved has a value when inside has shrunk since somebody waited.
 	moved chan struct{}
 
 	// sending counts those who are handing on what has left.
@@ -63,12 +69,12 @@ type window struct {
 // mark is the last packet of a batch.
 type mark struct {
 	// buffer is only compared: what it points to may be another packet's by now.
-	buffer  uintptr
-	entered uint64
+	buffer uintptr
+	count  int // of the batch
 }
 
 func newWindow(size int) *window {
-	return &window{size: uint64(size), moved: make(chan struct{}, 1)}
+	return &window{size: size, moved: make(chan struct{}, 1)}
 }
 
 // wait waits for room.
@@ -76,7 +82,7 @@ func (w *window) wait() {
 	var timer *time.Timer
 	for {
 		w.mu.Lock()
-		if w.entered-w.left < w.size {
+		if w.inside < w.size {
 			w.mu.Unlock()
 			if timer != nil {
 				timer.Stop()
@@ -92,9 +98,6 @@ func (w *window) wait() {
 		select {
 		case <-w.moved:
 		case <-timer.C:
-			w.mu.Lock()
-			w.left, w.marks = w.entered, w.marks[:0]
-			w.mu.Unlock()
 			return
 		}
 	}
@@ -104,7 +107,7 @@ func (w *window) wait() {
 func (w *window) empty(patience time.Duration) {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		w.mu.Lock()
-		inside := w.entered != w.left
+		inside := w.inside > 0
 		w.mu.Unlock()
 		if !inside && w.sending.Load() == 0 {
 			return
@@ -112,15 +115,35 @@ func (w *window) empty(patience time.Duration) {
 	}
 }
 
-// enter counts packets that wireguard-go takes.
-func (w *window) enter(bufs [][]byte) {
-	if len(bufs) == 0 {
-		return
-	}
+// enter counts a batch that wireguard-go takes, of which buffer is the last.
+func (w *window) enter(count int, buffer uintptr) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.entered += uint64(len(bufs))
-	w.marks = append(w.marks, mark{bufferOf(bufs[len(bufs)-1]), w.entered})
+	w.entered += uint64(count)
+	w.inside += count
+	if len(w.marks) == marksMax {
+		w.inside -= w.marks[0].count
+		w.marks = slices.Delete(w.marks, 0, 1)
+	}
+	w.marks = append(w.marks, mark{buffer, count})
+}
+
+// correct says that of a batch that has entered, with this last buffer, so many have been
+// dropped, and which is the last of the others, if there are any.
+func (w *window) correct(buffer uintptr, dropped int, last uintptr) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i := slices.IndexFunc(w.marks, func(m mark) bool { return m.buffer == buffer })
+	if i < 0 {
+		return
+	}
+	m := &w.marks[i]
+	w.inside -= dropped
+	m.count -= dropped
+	m.buffer = last
+	if m.count == 0 {
+		w.marks = slices.Delete(w.marks, i, i+1)
+	}
 }
 
 // leave looks at packets that wireguard-go hands on.
@@ -131,11 +154,13 @@ func (w *window) leave(bufs [][]byte) {
 	buffer := bufferOf(bufs[len(bufs)-1])
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	gone := 0
 	for i, mark := range w.marks {
 		if mark.buffer != buffer {
+			gone += mark.count
 			continue
 		}
-		w.left = mark.entered
+		w.inside -= gone + mark.count
 		w.marks = w.marks[i+1:]
 		w.recognized++
 		select {
@@ -149,23 +174,74 @@ func (w *window) leave(bufs [][]byte) {
 // bufferOf tells buffers apart.
 func bufferOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
 
+// intake is one of wireguard-go's readers at a window. It has a buffer for each packet that
+// it may read at once, and another one in the place of each that it has kept.
+type intake struct {
+	window *window
+
+	// given are the packets that count of those it has read last.
+	given []givenPacket
+}
+
+type givenPacket struct {
+	place  int
+	buffer uintptr
+}
+
+// wait waits for room, before the reader reads into bufs.
+func (i *intake) wait(bufs [][]byte) {
+	dropped, last := 0, uintptr(0)
+	for _, p := range i.given {
+		if p.place < len(bufs) && bufferOf(bufs[p.place]) == p.buffer {
+			dropped++
+		} else {
+			last = p.buffer
+		}
+	}
+	if dropped > 0 {
+		i.window.correct(i.given[len(i.given)-1].buffer, dropped, last)
+	}
+	i.window.wait()
+}
+
+// enter counts those of the packets that the reader has got which is true for.
+func (i *intake) enter(bufs [][]byte, counts func(packet []byte) bool) {
+	i.given = i.given[:0]
+	for place, buf := range bufs {
+		if counts(buf) {
+			i.given = append(i.given, givenPacket{place, bufferOf(buf)})
+		}
+	}
+	if count := len(i.given); count > 0 {
+		i.window.enter(count, i.given[count-1].buffer)
+	}
+}
+
+func everyPacket([]byte) bool { return true }
+
+// isTransport tells packets with data from handshakes, which wireguard-go answers itself.
+func isTransport(packet []byte) bool {
+	return len(packet) > 0 && packet[0] == device.MessageTransportType
+}
+
 // windowDevice is the inner end of both windows.
 type windowDevice struct {
 	tun.Device
-	out, in *window
-	stalls  *stalls
+	out    intake
+	in     *window
+	stalls *stalls
 }
 
 // Read implements tun.Device.
 func (d *windowDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	d.out.wait()
+	d.out.wait(bufs)
 	n, err := d.Device.Read(bufs, sizes, offset)
 	d.stalls.enter(bufs, sizes, n, offset)
-	d.out.enter(bufs[:n])
+	d.out.enter(bufs[:n], everyPacket)
 	if err != nil {
 		// With this error wireguard-go ends, and what it has not sent is lost:
 		// the last of it are the resets of a stack that closes.
-		d.out.empty(flushTimeout)
+		d.out.window.empty(flushTimeout)
 	}
 	return n, err
 }
@@ -202,13 +278,14 @@ func (b *windowBind) notice() {
 func (b *windowBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	receives, actual, err := b.Bind.Open(port)
 	for i, receive := range receives {
+		in := intake{window: b.in}
 		receives[i] = func(packets [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
-			b.in.wait()
+			in.wait(packets)
 			n, err := receive(packets, sizes, endpoints)
 			if n > 0 {
 				b.notice()
 			}
-			b.in.enter(packets[:n])
+			in.enter(packets[:n], isTransport)
 			return n, err
 		}
 	}

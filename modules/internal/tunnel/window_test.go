@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 )
 
@@ -17,6 +18,12 @@ func batchOf(n int) (batch [][]byte) {
 		batch = append(batch, make([]byte, 100))
 	}
 	return batch
+}
+
+// enterAll has a reader of its own take a batch.
+func enterAll(w *window, batch [][]byte) {
+	reader := intake{window: w}
+	reader.enter(batch, everyPacket)
 }
 
 // waited is how long a call of wait took.
@@ -30,8 +37,7 @@ func TestWindow(t *testing.T) {
 	t.Run("room", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWindow(10)
-			w.enter(nil)
-			w.enter(batchOf(9))
+			enterAll(w, batchOf(9))
 			if took := waited(w); took != 0 {
 				t.Errorf("it waited for %s", took)
 			}
@@ -42,7 +48,7 @@ func TestWindow(t *testing.T) {
 			w := newWindow(10)
 			batches := [][][]byte{batchOf(5), batchOf(5), batchOf(5)}
 			for _, batch := range batches {
-				w.enter(batch)
+				enterAll(w, batch)
 			}
 			go func() {
 				time.Sleep(windowPatience / 2)
@@ -65,37 +71,119 @@ func TestWindow(t *testing.T) {
 			w := newWindow(10)
 			last := batchOf(1)
 			for range 100 {
-				w.enter(batchOf(9))
+				enterAll(w, batchOf(9))
 			}
-			w.enter(last)
+			enterAll(w, last)
 			w.leave(last)
-			if w.entered != w.left || len(w.marks) > 0 {
-				t.Errorf("%d of %d have left, %d marks", w.left, w.entered, len(w.marks))
+			if w.inside != 0 || len(w.marks) > 0 {
+				t.Errorf("%d are inside, %d marks", w.inside, len(w.marks))
 			}
 		})
 	})
 	t.Run("all dropped", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWindow(10)
-			w.enter(batchOf(20))
-			if took := waited(w); took != windowPatience {
-				t.Errorf("it waited for %s", took)
+			enterAll(w, batchOf(20))
+			for range 2 {
+				if took := waited(w); took != windowPatience {
+					t.Errorf("it waited for %s", took)
+				}
 			}
+			next := batchOf(20)
+			enterAll(w, next)
+			w.leave(next)
 			if took := waited(w); took != 0 {
-				t.Errorf("then it waited for %s", took)
+				t.Errorf("when the next had left it waited for %s", took)
+			}
+			for range 2 * marksMax {
+				enterAll(w, next)
+			}
+			if len(w.marks) != marksMax || w.inside != marksMax*len(next) {
+				t.Errorf("%d marks for %d packets", len(w.marks), w.inside)
 			}
 		})
 	})
 	t.Run("a buffer used again", func(t *testing.T) {
 		w := newWindow(10)
 		dropped := batchOf(1)
-		w.enter(dropped)
-		w.enter(batchOf(3))
-		w.enter(dropped)
+		enterAll(w, dropped)
+		enterAll(w, batchOf(3))
+		enterAll(w, dropped)
 		w.leave(dropped)
 		w.leave(dropped)
-		if w.entered != w.left || len(w.marks) > 0 {
-			t.Errorf("%d of %d have left, %d marks", w.left, w.entered, len(w.marks))
+		if w.inside != 0 || len(w.marks) > 0 {
+			t.Errorf("%d are inside, %d marks", w.inside, len(w.marks))
+		}
+	})
+	t.Run("dropped at once", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWindow(10)
+			reader := intake{window: w}
+			bufs := batchOf(12)
+			for _, tt := range []struct {
+				name        string
+				kept        []int // their buffers are others then
+				inside      int
+				took        time.Duration
+				leave, left int // which of the kept leaves, and how many are inside then
+			}{
+				{"all", nil, 0, 0, -1, 0},
+				{"all but two", []int{3, 8}, 2, 0, 8, 0},
+				{"the last", []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, 11, windowPatience, 10, 0},
+				{"none", []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, 12, windowPatience, 11, 0},
+			} {
+				reader.enter(bufs, everyPacket)
+				former := slices.Clone(bufs)
+				for _, place := range tt.kept {
+					bufs[place] = make([]byte, 100)
+				}
+				if tt.took == 0 {
+					begin := time.Now()
+					reader.wait(bufs)
+					if took := time.Since(begin); took != 0 || w.inside != tt.inside {
+						t.Errorf("%s: waited for %s, %d are inside, want %d", tt.name, took, w.inside, tt.inside)
+					}
+				} else {
+					go func() {
+						time.Sleep(windowPatience / 2)
+						w.mu.Lock()
+						inside := w.inside
+						w.mu.Unlock()
+						if inside != tt.inside {
+							t.Errorf("%s: %d are inside, want %d", tt.name, inside, tt.inside)
+						}
+						w.leave(former[tt.leave : tt.leave+1])
+					}()
+					begin := time.Now()
+					reader.wait(bufs)
+					if took := time.Since(begin); took != windowPatience/2 {
+						t.Errorf("%s: waited for %s", tt.name, took)
+					}
+				}
+				if tt.took == 0 && tt.leave >= 0 {
+					w.leave(former[tt.leave : tt.leave+1])
+				}
+				if w.inside != tt.left || len(w.marks) > 0 {
+					t.Errorf("%s: %d are inside, %d marks", tt.name, w.inside, len(w.marks))
+				}
+				reader.given = nil
+			}
+		})
+	})
+	t.Run("handshakes", func(t *testing.T) {
+		w := newWindow(10)
+		reader := intake{window: w}
+		batch := batchOf(4)
+		for i, kind := range []byte{device.MessageTransportType, device.MessageInitiationType, device.MessageTransportType, device.MessageCookieReplyType} {
+			batch[i][0] = kind
+		}
+		reader.enter(batch, isTransport)
+		if w.inside != 2 {
+			t.Errorf("%d are inside, want 2", w.inside)
+		}
+		w.leave(batch[2:3])
+		if w.inside != 0 {
+			t.Errorf("%d are inside", w.inside)
 		}
 	})
 }
@@ -120,21 +208,24 @@ func (stubBind) Send([][]byte, conn.Endpoint) error { return nil }
 func TestWindowEnds(t *testing.T) {
 	out, in := newWindow(10), newWindow(10)
 	stalls := newStalls(everybody)
-	device, bind := &windowDevice{stubTUN{}, out, in, stalls}, &windowBind{Bind: stubBind{}, out: out, in: in, stalls: stalls}
+	inner, bind := &windowDevice{stubTUN{}, intake{window: out}, in, stalls}, &windowBind{Bind: stubBind{}, out: out, in: in, stalls: stalls}
 	receives, _, err := bind.Open(1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	up, down := batchOf(4), batchOf(7)
-	device.Read(up, make([]int, len(up)), 0)
+	for _, packet := range down {
+		packet[0] = device.MessageTransportType
+	}
+	inner.Read(up, make([]int, len(up)), 0)
 	receives[0](down, nil, nil)
-	if got := []uint64{out.entered, out.left, in.entered, in.left}; !slices.Equal(got, []uint64{4, 0, 7, 0}) {
-		t.Errorf("counted %d", got)
+	if out.inside != 4 || in.inside != 7 {
+		t.Errorf("%d and %d are inside", out.inside, in.inside)
 	}
 	bind.Send(up, nil)
-	device.Write(down, 0)
-	if got := []uint64{out.entered, out.left, in.entered, in.left}; !slices.Equal(got, []uint64{4, 4, 7, 7}) {
-		t.Errorf("counted %d", got)
+	inner.Write(down, 0)
+	if out.inside != 0 || in.inside != 0 {
+		t.Errorf("%d and %d are inside", out.inside, in.inside)
 	}
 }
 
