@@ -102,8 +102,12 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 		}
 	}
-	if err := t.checkNumbers(); err != nil {
-		return d.WrapErr(err)
+	for _, n := range numbers {
+		if segment := given[n.caddyfile]; segment != nil {
+			if err := n.check(t, n.caddyfile); err != nil {
+				return segment.WrapErr(err)
+			}
+		}
 	}
 	return nil
 }
