@@ -60,9 +60,9 @@ func (f files) load() (*tls.Certificate, error) {
 	pair, err := tls.X509KeyPair(certificate, key)
 	switch {
 	case err != nil && f.key == f.certificate:
-		return nil, fmt.Errorf("the file %s has no certificate with its key: %w", f.certificate, err)
+		return nil, fmt.Errorf("the file %s has no certificate with its key: %w; a key in another file has its path after the certificate's", f.certificate, err)
 	case err != nil:
-		return nil, fmt.Errorf("the certificate in %s and the key in %s are no pair: %w", f.certificate, f.key, err)
+		return nil, fmt.Errorf("the certificate in %s and the key in %s are no pair: %w; the certificate must have been made for that key, and its path stands before the key's", f.certificate, f.key, err)
 	}
 	return &pair, nil
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
@@ -67,6 +68,15 @@ func (*Manager) CaddyModule() caddy.ModuleInfo {
 
 // Provision reads the files and begins to look after them.
 func (m *Manager) Provision(ctx caddy.Context) error {
+	if err := m.provision(ctx); err != nil {
+		// There are no wireguard.Origins to give a line. Policies for the same name, as
+		// of sites at two ports, must have the same managers, and would differ by them.
+		return fmt.Errorf("%s: %w", strings.TrimSpace("get_certificate file "+m.Certificate+" "+m.Key), err)
+	}
+	return nil
+}
+
+func (m *Manager) provision(ctx caddy.Context) error {
 	files, err := m.files(caddy.NewReplacer())
 	if err != nil {
 		return err
@@ -91,6 +101,8 @@ func (m *Manager) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+const placeholderHelp = "write the path itself, or set the variable for Caddy's process, in a systemd unit with Environment= or EnvironmentFile="
+
 // files expands the paths.
 func (m *Manager) files(repl *caddy.Replacer) (files, error) {
 	if m.Certificate == "" {
@@ -98,14 +110,14 @@ func (m *Manager) files(repl *caddy.Replacer) (files, error) {
 	}
 	certificate, err := repl.ReplaceOrErr(m.Certificate, true, true)
 	if err != nil {
-		return files{}, fmt.Errorf("expanding the certificate's path %s: %w", m.Certificate, err)
+		return files{}, fmt.Errorf("expanding the certificate's path: %w; %s", err, placeholderHelp)
 	}
 	if m.Key == "" {
 		return files{certificate: certificate, key: certificate}, nil
 	}
 	key, err := repl.ReplaceOrErr(m.Key, true, true)
 	if err != nil {
-		return files{}, fmt.Errorf("expanding the key's path %s: %w", m.Key, err)
+		return files{}, fmt.Errorf("expanding the key's path: %w; %s", err, placeholderHelp)
 	}
 	return files{certificate: certificate, key: key}, nil
 }

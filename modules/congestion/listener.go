@@ -105,7 +105,7 @@ func (w *ListenerWrapper) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	if d.NextArg() {
-		return d.ArgErr()
+		return d.Errf("congestion_control takes one algorithm, not also %q; keep one of them", d.Val())
 	}
 	if d.NextBlock(0) {
 		return d.Errf("congestion_control has no option %s: give the algorithm's name after it, or nothing for bbr", d.Val())

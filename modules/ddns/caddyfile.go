@@ -2,6 +2,7 @@ package ddns
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -15,8 +16,13 @@ func init() {
 	httpcaddyfile.RegisterGlobalOption("ddns", wireguard.RepeatableOption("ddns", func() *App { return new(App) }))
 }
 
-// originBlock is a block's own place in its Origins.
-const originBlock = "ddns"
+const (
+	// originBlock is a block's own place in its Origins.
+	originBlock = "ddns"
+
+	// providers is the namespace of DNS providers.
+	providers = "dns.providers"
+)
 
 // UnmarshalCaddyfile adds a domain. It can be called for one block after another.
 // Syntax:
@@ -111,7 +117,14 @@ func (domain *Domain) unmarshalProvider(d *caddyfile.Dispenser) error {
 		return d.Err("provider has the name of a DNS provider: provider duckdns {env.DUCKDNS_TOKEN}")
 	}
 	name := d.Val()
-	module, err := caddyfile.UnmarshalModule(d, "dns.providers."+name)
+	if _, err := caddy.GetModule(providers + "." + name); err != nil {
+		var known []string
+		for _, module := range caddy.GetModules(providers) {
+			known = append(known, module.ID.Name())
+		}
+		return d.Errf("this Caddy has no DNS provider %q; write one that it has (%s), or build one with it: `go get` its package, such as one of github.com/caddy-dns, import that in modules/modules.go and run xcaddy-build/build.sh", name, strings.Join(known, " "))
+	}
+	module, err := caddyfile.UnmarshalModule(d, providers+"."+name)
 	if err != nil {
 		return err
 	}

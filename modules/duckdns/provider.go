@@ -51,9 +51,10 @@ func init() {
 // ACME clients that do not look before they set the record may still spoil an order: they
 // should use HTTP-01, or a DuckDNS domain of their own.
 type Provider struct {
-	// The account's token. It should be a placeholder, `{env.DUCKDNS_TOKEN}` or
+	// The account's token. Required. It should be a placeholder, `{env.DUCKDNS_TOKEN}` or
 	// `{file./path}`, so that the token itself is not in the configuration, which the
-	// admin API shows.
+	// admin API shows. One that stands for nothing is only warned of: `caddy validate`
+	// is mostly run without the service's environment.
 	APIToken string `json:"api_token,omitempty"`
 
 	// The DuckDNS domain to set, where the name itself is not at DuckDNS and is only a
@@ -84,8 +85,14 @@ func (*Provider) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+// errNoToken says what a provider cannot do without.
+var errNoToken = errors.New("duckdns needs the account's token: duckdns {env.DUCKDNS_TOKEN}, in JSON as api_token")
+
 // Provision expands the placeholders.
 func (p *Provider) Provision(ctx caddy.Context) error {
+	if strings.TrimSpace(p.APIToken) == "" {
+		return errNoToken
+	}
 	p.storage, p.nameServers, p.holds, p.pace, p.log = ctx.Storage(), nameServersOf, processHolds, defaultPace, ctx.Logger()
 	repl := caddy.NewReplacer()
 	token := strings.TrimSpace(repl.ReplaceAll(p.APIToken, ""))
@@ -223,8 +230,8 @@ func (p *Provider) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
-	if p.APIToken == "" {
-		return d.Err("duckdns needs the account's token: duckdns {env.DUCKDNS_TOKEN}")
+	if strings.TrimSpace(p.APIToken) == "" {
+		return d.WrapErr(errNoToken)
 	}
 	return nil
 }

@@ -53,6 +53,24 @@ func provider(t *testing.T, configuration string) *Provider {
 	return module.(*Provider)
 }
 
+// TestTokenIsRequired is about JSON; a Caddyfile without a token is in testdata.
+func TestTokenIsRequired(t *testing.T) {
+	for configuration, want := range map[string]string{
+		`{}`:                 "needs the account's token",
+		`{"api_token": " "}`: "needs the account's token",
+		`{"api_token": "{env.HOMEWARD_TEST_NOT_SET}"}`: "", // it may be set for the service
+	} {
+		ctx, err := caddy.ProvisionContext(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = ctx.LoadModuleByID(moduleID, json.RawMessage(configuration))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: got %v, want %q", configuration, err, want)
+		}
+	}
+}
+
 func TestTokenIsHidden(t *testing.T) {
 	body := func(status int, text string) roundTripper {
 		return func(r *http.Request) (*http.Response, error) {

@@ -57,14 +57,14 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		if err := h.unmarshalOption(d, option); err != nil {
 			return err
 		}
+		if err := h.checkDirect(); err != nil {
+			return d.WrapErr(err)
+		}
 		if d.NextBlock(nesting + 1) {
 			return d.Errf("%s takes no block: remove the braces", option)
 		}
 	}
 
-	if err := h.checkDirect(); err != nil {
-		return d.WrapErr(err)
-	}
 	if len(h.Upstreams) == 0 {
 		return d.Err("wireguard has no upstream: give it at least one address, such as home:22")
 	}
@@ -98,6 +98,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 		return flag(d, option, &h.Transparent)
 
 	case "proxy_protocol":
+		h.Origins.Note(d, option)
 		if err := one(d, option, "v1 or v2", &h.ProxyProtocol); err != nil {
 			return err
 		}

@@ -5,8 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/homeward-relay/homeward/tests/adapttest"
@@ -22,6 +25,77 @@ func TestCaddyfile(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestValidate checks configurations so often that the apps, which need each other, are
+// provisioned in every order.
+func TestValidate(t *testing.T) {
+	t.Setenv("HOMEWARD_TEST_KEY", relayKey)
+	const tunnel = `
+	wireguard wg0 {
+		private_key {env.HOMEWARD_TEST_KEY}
+		address 10.77.0.1/24
+		peer home {
+			public_key 3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=
+			allowed_ips 10.77.0.2/32
+		}
+	}
+`
+	for _, test := range []struct{ name, caddyfile, want string }{
+		{"a listener wrapper has no range of layer4's", "{" + tunnel + `
+	layer4 {
+		:7000-7010 {
+			route {
+				wireguard home:7000-7010
+			}
+		}
+	}
+	servers {
+		listener_wrappers {
+			layer4 {
+				route {
+					wireguard home:7000-7010
+				}
+			}
+			tls
+		}
+	}
+}
+example.org {
+	tls internal
+}
+`, "Caddyfile:22: upstream home:7000-7010 has 11 ports"},
+		{"two servers at one port of the tunnel", "{" + tunnel + `
+	layer4 {
+		wireguard/wg0:443 {
+			route {
+				wireguard home:22
+			}
+		}
+	}
+}
+https://example.org {
+	bind wireguard/wg0
+	tls internal
+}
+`, "listening on wireguard/wg0:443: this configuration already has a server there"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(test.caddyfile), map[string]any{"filename": "Caddyfile"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 20 {
+				config := new(caddy.Config)
+				if err := json.Unmarshal(adapted, config); err != nil {
+					t.Fatal(err)
+				}
+				if err := caddy.Validate(config); err == nil || !strings.Contains(err.Error(), test.want) {
+					t.Fatalf("got %v, want %q", err, test.want)
+				}
+			}
+		})
+	}
 }
 
 // Whatever the Caddyfile can say the JSON can, under the same name, and origins

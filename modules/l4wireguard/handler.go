@@ -104,7 +104,8 @@ type Handler struct {
 	// Default: none for TCP, 2m for UDP.
 	IdleTimeout caddy.Duration `json:"idle_timeout,omitempty"`
 
-	// Origins say where in a Caddyfile each upstream stood, for error messages.
+	// Origins say where in a Caddyfile each upstream and the option
+	// proxy_protocol stood, for error messages.
 	Origins wireguard.Origins `json:"origins,omitempty"`
 
 	app          dialer
@@ -167,7 +168,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if h.proxyVersion, err = proxyVersion(repl.ReplaceKnown(h.ProxyProtocol, "")); err != nil {
-		return err
+		return h.Origins.At(err, "proxy_protocol")
 	}
 	for _, configured := range h.Upstreams {
 		u, err := h.provisionUpstream(app, repl, configured)

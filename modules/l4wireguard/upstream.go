@@ -178,23 +178,25 @@ func (h *Handler) addresses(cx *layer4.Connection, network string) (addresses []
 
 // listeners returns the addresses of the layer4 servers of the configuration
 // that ctx belongs to. Inside an http server's listener wrapper there are
-// none.
-func listeners(ctx caddy.Context) ([]caddy.NetworkAddress, error) {
-	var addresses []caddy.NetworkAddress
-	repl := caddy.NewReplacer()
+// none, even if layer4 has needed an app that has loaded http.
+func listeners(ctx caddy.Context) (addresses []caddy.NetworkAddress, err error) {
+	var app *layer4.App
 	for _, module := range ctx.Modules() {
-		app, ok := module.(*layer4.App)
-		if !ok {
-			continue
+		if outer, ok := module.(caddy.App); ok {
+			app, _ = outer.(*layer4.App) // the innermost in the end
 		}
-		for _, server := range app.Servers {
-			for _, listen := range server.Listen {
-				address, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
-				if err != nil {
-					return nil, fmt.Errorf("parsing listener address %q: %w", listen, err)
-				}
-				addresses = append(addresses, address)
+	}
+	if app == nil {
+		return nil, nil
+	}
+	repl := caddy.NewReplacer()
+	for _, server := range app.Servers {
+		for _, listen := range server.Listen {
+			address, err := caddy.ParseNetworkAddress(repl.ReplaceAll(listen, ""))
+			if err != nil {
+				return nil, fmt.Errorf("parsing listener address %q: %w", listen, err)
 			}
+			addresses = append(addresses, address)
 		}
 	}
 	return addresses, nil

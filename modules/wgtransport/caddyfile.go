@@ -1,9 +1,6 @@
 package wgtransport
 
-import (
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-)
+import "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 // optionTLSPin is ours, and not of the embedded transport.
 const optionTLSPin = "tls_pin"
@@ -33,7 +30,7 @@ const optionTLSPin = "tls_pin"
 //	    max_conns_per_host      <number>                 # default: no limit
 //	    proxy_protocol          v1|v2                    # default: none
 //
-//	    # TLS, which https:// before an upstream turns on too
+//	    # TLS, which any of these turns on, and https:// before an upstream
 //	    tls
 //	    tls_server_name         <name>                   # default: see Transport
 //	    tls_trust_pool          <module> ...
@@ -56,7 +53,7 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		t.Tunnel = d.Val()
 		d.Delete() // the embedded transport knows no argument
 		if d.NextArg() {
-			return d.ArgErr()
+			return d.Errf("transport wireguard takes one tunnel, not also %q; give its options in braces, each on a line of its own", d.Val())
 		}
 	}
 
@@ -86,9 +83,7 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := t.HTTPTransport.UnmarshalCaddyfile(d); err != nil {
 		return err
 	}
-	if len(t.TLSPin) > 0 && t.TLS == nil {
-		t.TLS = new(reverseproxy.TLSConfig)
-	}
+	t.enableTLSForPins() // before reverse_proxy compares it with http:// and https://
 
 	if segment := given["versions"]; segment != nil {
 		if err := checkVersions(t.Versions); err != nil {
@@ -102,8 +97,12 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 		}
 	}
-	if err := t.checkNumbers(); err != nil {
-		return d.WrapErr(err)
+	for _, n := range numbers {
+		if segment := given[n.caddyfile]; segment != nil {
+			if err := n.check(t, n.caddyfile); err != nil {
+				return segment.WrapErr(err)
+			}
+		}
 	}
 	return nil
 }
@@ -113,7 +112,7 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (t *Transport) unmarshalPins(d *caddyfile.Dispenser) error {
 	pins := d.RemainingArgs()
 	if len(pins) == 0 {
-		return d.ArgErr()
+		return d.Err("tls_pin needs a pin after it, " + pinHelp)
 	}
 	for _, pin := range pins {
 		if _, err := parsePin(pin); err != nil {

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
@@ -172,50 +171,56 @@ func (t *Transport) checkOptions() error {
 	if err := t.checkPins(); err != nil {
 		return err
 	}
-	return t.checkNumbers()
+	for _, n := range numbers {
+		if err := n.check(t, n.json); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// checkNumbers refuses negative numbers, which net/http would take for "not
-// given". The interval of keep-alive probes may be negative: that turns them
-// off.
-func (t *Transport) checkNumbers() error {
-	keepAlive, config := new(reverseproxy.KeepAlive), new(reverseproxy.TLSConfig)
-	if t.KeepAlive != nil {
-		keepAlive = t.KeepAlive
-	}
-	if t.TLS != nil {
-		config = t.TLS
-	}
-	for _, duration := range []struct {
-		name  string
-		value caddy.Duration
-	}{
-		{"dial_timeout", t.DialTimeout},
-		{"response_header_timeout", t.ResponseHeaderTimeout},
-		{"expect_continue_timeout", t.ExpectContinueTimeout},
-		{"read_timeout", t.ReadTimeout},
-		{"write_timeout", t.WriteTimeout},
-		{"keep_alive.idle_timeout", keepAlive.IdleConnTimeout},
-		{"tls.handshake_timeout", config.HandshakeTimeout},
-	} {
-		if duration.value < 0 {
-			return fmt.Errorf("%s must not be negative", duration.name)
+// number is an option that must not be negative, which net/http would take for "not given".
+// The interval of keep-alive probes is none: a negative one turns them off.
+type number struct {
+	caddyfile string // its name in a Caddyfile
+	json      string // its name in JSON, from the transport's own object
+	value     func(*Transport) int64
+}
+
+var numbers = []number{
+	{"dial_timeout", "dial_timeout", func(t *Transport) int64 { return int64(t.DialTimeout) }},
+	{"response_header_timeout", "response_header_timeout", func(t *Transport) int64 { return int64(t.ResponseHeaderTimeout) }},
+	{"expect_continue_timeout", "expect_continue_timeout", func(t *Transport) int64 { return int64(t.ExpectContinueTimeout) }},
+	{"read_timeout", "read_timeout", func(t *Transport) int64 { return int64(t.ReadTimeout) }},
+	{"write_timeout", "write_timeout", func(t *Transport) int64 { return int64(t.WriteTimeout) }},
+	{"max_conns_per_host", "max_conns_per_host", func(t *Transport) int64 { return int64(t.MaxConnsPerHost) }},
+	{"max_response_header", "max_response_header_size", func(t *Transport) int64 { return t.MaxResponseHeaderSize }},
+	{"read_buffer", "read_buffer_size", func(t *Transport) int64 { return int64(t.ReadBufferSize) }},
+	{"write_buffer", "write_buffer_size", func(t *Transport) int64 { return int64(t.WriteBufferSize) }},
+	{"keepalive", "keep_alive.idle_timeout", ofKeepAlive(func(k *reverseproxy.KeepAlive) int64 { return int64(k.IdleConnTimeout) })},
+	{"keepalive_idle_conns", "keep_alive.max_idle_conns", ofKeepAlive(func(k *reverseproxy.KeepAlive) int64 { return int64(k.MaxIdleConns) })},
+	{"keepalive_idle_conns_per_host", "keep_alive.max_idle_conns_per_host", ofKeepAlive(func(k *reverseproxy.KeepAlive) int64 { return int64(k.MaxIdleConnsPerHost) })},
+	{"tls_timeout", "tls.handshake_timeout", func(t *Transport) int64 {
+		if t.TLS == nil {
+			return 0
 		}
-	}
-	for _, number := range []struct {
-		name  string
-		value int64
-	}{
-		{"max_conns_per_host", int64(t.MaxConnsPerHost)},
-		{"max_response_header_size", t.MaxResponseHeaderSize},
-		{"read_buffer_size", int64(t.ReadBufferSize)},
-		{"write_buffer_size", int64(t.WriteBufferSize)},
-		{"keep_alive.max_idle_conns", int64(keepAlive.MaxIdleConns)},
-		{"keep_alive.max_idle_conns_per_host", int64(keepAlive.MaxIdleConnsPerHost)},
-	} {
-		if number.value < 0 {
-			return fmt.Errorf("%s must not be negative", number.name)
+		return int64(t.TLS.HandshakeTimeout)
+	}},
+}
+
+func ofKeepAlive(value func(*reverseproxy.KeepAlive) int64) func(*Transport) int64 {
+	return func(t *Transport) int64 {
+		if t.KeepAlive == nil {
+			return 0
 		}
+		return value(t.KeepAlive)
+	}
+}
+
+// check returns an error if the number is negative, which calls it by name.
+func (n number) check(t *Transport, name string) error {
+	if n.value(t) < 0 {
+		return fmt.Errorf("%s must not be negative; leave it out for the default", name)
 	}
 	return nil
 }

@@ -162,7 +162,6 @@ func TestRefusedJSON(t *testing.T) {
 		{"half a client certificate", `{"tls": {"client_certificate_file": "x"}}`, "client_certificate_key_file"},
 		{"bad pin", `{"tls": {}, "tls_pin": ["sha256//YhKJKSzoTt2b5FP18fvpHo7fJYqQCjAa3HWY3tvRMw=="]}`, "is not the hash of a public key"},
 		{"bad pin's prefix", `{"tls": {}, "tls_pin": ["YhKJKSzoTt2b5FP18fvpHo7fJYqQCjAa3HWY3tvRMwE="]}`, "is not the hash of a public key"},
-		{"pin without TLS", `{"tls_pin": ["sha256//YhKJKSzoTt2b5FP18fvpHo7fJYqQCjAa3HWY3tvRMwE="]}`, "tls_pin needs TLS"},
 		{"pin and unverified", `{"tls": {"insecure_skip_verify": true}, "tls_pin": ["sha256//YhKJKSzoTt2b5FP18fvpHo7fJYqQCjAa3HWY3tvRMwE="]}`, "remove that, the pin replaces it"},
 		{"pin and authorities", `{"tls": {"root_ca_pem_files": ["x"]}, "tls_pin": ["sha256//YhKJKSzoTt2b5FP18fvpHo7fJYqQCjAa3HWY3tvRMwE="]}`, "remove tls_trust_pool"},
 		{"3 and PROXY", `{"tls": {}, "versions": ["3"], "proxy_protocol": "v2"}`, "proxy_protocol does not work with versions 3"},

@@ -11,10 +11,15 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
 // pinPrefix is that of curl's --pinnedpubkey.
 const pinPrefix = "sha256//"
+
+// pinHelp says what a pin is.
+const pinHelp = "the hash of a public key, sha256// and 44 characters of base64; the log has it when a machine at home has made its certificate itself"
 
 // pin is a hash of a certificate's public key (its SubjectPublicKeyInfo; RFC 7469,
 // section 2.4).
@@ -31,7 +36,7 @@ func parsePin(text string) (p pin, err error) {
 	encoded, ok := strings.CutPrefix(text, pinPrefix)
 	hash, err := base64.StdEncoding.DecodeString(encoded)
 	if !ok || err != nil || len(hash) != len(p) {
-		return pin{}, fmt.Errorf("%q is not the hash of a public key, sha256// and 44 characters of base64; the log has it when a machine at home has made its certificate itself", text)
+		return pin{}, fmt.Errorf("%q is not %s", text, pinHelp)
 	}
 	return pin(hash), nil
 }
@@ -41,6 +46,13 @@ type pinError struct{ found pin }
 
 func (e pinError) Error() string {
 	return fmt.Sprintf("the certificate's public key is %s, and tls_pin names another", e.found)
+}
+
+// enableTLSForPins turns TLS on where there are pins.
+func (t *Transport) enableTLSForPins() {
+	if len(t.TLSPin) > 0 && t.TLS == nil {
+		t.TLS = new(reverseproxy.TLSConfig)
+	}
 }
 
 // checkPins says whether the pins can work.
@@ -54,8 +66,6 @@ func (t *Transport) checkPins() error {
 		}
 	}
 	switch config := t.TLS; {
-	case config == nil:
-		return errors.New("tls_pin needs TLS: write https:// before the upstreams, or the option tls")
 	case config.InsecureSkipVerify:
 		return errors.New("tls_pin does not work with tls_insecure_skip_verify: remove that, the pin replaces it")
 	case len(config.CARaw) > 0 || len(config.RootCAPool) > 0 || len(config.RootCAPEMFiles) > 0:

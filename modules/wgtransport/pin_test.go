@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"fmt"
 	"math/big"
 	"net/http"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // selfSigned makes a certificate as machines at home make theirs: its own issuer, for a
@@ -62,6 +65,23 @@ func TestPin(t *testing.T) {
 			}
 			r.logged(t, `"status":502`, "the certificate's public key is "+pinOf(certificate.Leaf).String()+", and tls_pin names another", "write the key that it has now")
 		})
+	}
+}
+
+// TestPinEnablesTLS has JSON say a pin only, which a Caddyfile can say as well.
+func TestPinEnablesTLS(t *testing.T) {
+	for _, versions := range []string{`["1.1", "2"]`, `["3"]`} {
+		ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+		defer cancel()
+		tunneled = new(loopback)
+		module, err := ctx.LoadModuleByID("http.reverse_proxy.transport.wireguard_loopback", json.RawMessage(
+			`{"versions": `+versions+`, "tls_pin": ["sha256//YhKJKSzoTt2b5FP18fvpHo7fJYqQCjAa3HWY3tvRMwE="]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if transport := module.(*overLoopback); !transport.TLSEnabled() || transport.tls == nil {
+			t.Errorf("versions %s: TLS is off", versions)
+		}
 	}
 }
 

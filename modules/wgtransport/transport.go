@@ -79,8 +79,8 @@ type Transport struct {
 	// SubjectPublicKeyInfo in base64, which curl's --pinnedpubkey takes too. A certificate
 	// with one of them is right, whoever has issued it, whatever its names are and however
 	// old it is, and no other one is. For a home that made its certificate itself, whose
-	// key the log then proposes. Default: none, certificates are verified by their issuer,
-	// name and time.
+	// key the log then proposes. It turns TLS on, as an object `tls` does. Default: none,
+	// certificates are verified by their issuer, name and time.
 	TLSPin []string `json:"tls_pin,omitempty"`
 
 	// Where in a Caddyfile the transport stood, for error messages.
@@ -145,6 +145,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 func (t *Transport) provision(ctx caddy.Context, tunnels tunnels) error {
 	t.logger = ctx.Logger()
 	t.tunnels = tunnels
+	t.enableTLSForPins()
 	if err := t.checkOptions(); err != nil {
 		return err
 	}

@@ -313,7 +313,11 @@ func TestRejectedReloadChangesNothing(t *testing.T) {
 		{"in Start, another's", func(c string) string {
 			return strings.Replace(c, "wireguard/wg0:80", "wireguard/wg0:80\", \"unix//no/such/folder/socket", 1)
 		}, "socket"},
-		{"in Start, two servers at one port", func(c string) string {
+		{"in Validate, two servers at one port", func(c string) string {
+			return strings.Replace(c, `"http": {`, `"layer4": {"servers": {"x": {"listen": ["wireguard/wg0:80"], "routes": [{"handle": [{"handler": "echo"}]}]}}}, "http": {`, 1)
+		}, "wireguard/wg0:80: this configuration already has a server there"},
+		{"in Start, two servers at one port", func(c string) string { // which is not seen before
+			c = strings.Replace(c, `"protocols": ["h1"]`, `"protocols": ["h2c"]`, 1)
 			return strings.Replace(c, `"http": {`, `"layer4": {"servers": {"x": {"listen": ["wireguard/wg0:80"], "routes": [{"handle": [{"handler": "echo"}]}]}}}, "http": {`, 1)
 		}, "wireguard/wg0:80: this configuration already has a server there"},
 	} {

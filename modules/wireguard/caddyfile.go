@@ -55,8 +55,8 @@ func RepeatableOption[A caddyfile.Unmarshaler](name string, newApp func() A) htt
 //	}
 //
 // The name defaults to wg0. The lines address, resolvers, allowed_ips and host
-// can be repeated, and add up. Where there is a wg_quick file, whatever it says
-// can be left out here.
+// can be repeated, and add up; the others are given once. Where there is a
+// wg_quick file, whatever it says can be left out here.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	name := defaultTunnel
@@ -71,7 +71,11 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("a wireguard block takes one name, not also %q", d.Val())
 	}
+	given := make(givenOptions)
 	for d.NextBlock(0) {
+		if err := given.add(d); err != nil {
+			return err
+		}
 		if err := t.unmarshalOption(d); err != nil {
 			return err
 		}
@@ -141,10 +145,14 @@ func (t *Tunnel) unmarshalPeer(d *caddyfile.Dispenser) error {
 	origin := "peer " + name
 	t.Origins.Note(d, origin)
 	peer := new(Peer)
+	given := make(givenOptions)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		err := given.add(d)
+		if err != nil {
+			return err
+		}
 		option := d.Val()
 		t.Origins.Note(d, origin+" "+option)
-		var err error
 		switch option {
 		case "public_key":
 			err = oneArg(d, &peer.PublicKey)
@@ -174,12 +182,27 @@ func (t *Tunnel) unmarshalPeer(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// oneArg reads the one argument that an option takes, which may be given once.
-func oneArg(d *caddyfile.Dispenser, value *string) error {
+// givenOptions are the options that a block has so far.
+type givenOptions map[string]bool
+
+// add adds the option that d is at, and refuses one that is there already, unless its
+// lines add up.
+func (given givenOptions) add(d *caddyfile.Dispenser) error {
 	option := d.Val()
-	if *value != "" {
+	switch option {
+	case "address", "resolvers", "allowed_ips", "host", "peer":
+		return nil
+	}
+	if given[option] {
 		return d.Errf("%s is given twice; keep one line", option)
 	}
+	given[option] = true
+	return nil
+}
+
+// oneArg reads the one argument that an option takes.
+func oneArg(d *caddyfile.Dispenser, value *string) error {
+	option := d.Val()
 	if !d.Args(value) {
 		return d.Errf("%s needs a value after it", option)
 	}

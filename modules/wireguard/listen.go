@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/mholt/caddy-l4/layer4"
 
 	"github.com/homeward-relay/homeward/modules/internal/relay"
 )
@@ -24,6 +27,78 @@ func init() {
 	caddyhttp.RegisterNetworkHTTP3(networkTCP, networkUDP)
 }
 
+// Validate refuses servers of the http and layer4 apps that could not listen inside a
+// tunnel, so that `caddy validate`, which starts nothing, does. The apps may be provisioned
+// before this one, after it, or just now, by which it is itself: they have their addresses
+// in any case.
+func (a *App) Validate() error {
+	taken := make(map[listenerKey]bool)
+	// What is wrong with the other apps themselves Caddy says.
+	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
+		servers := app.(*caddyhttp.App).Servers
+		for _, name := range slices.Sorted(maps.Keys(servers)) {
+			// One without HTTP/1.1 may do without TCP; listen tells, when all start.
+			server := servers[name]
+			isTCP := server.ListenProtocols == nil && (len(server.Protocols) == 0 || slices.Contains(server.Protocols, "h1"))
+			if err := a.checkListen(server.Listen, isTCP, taken); err != nil {
+				return fmt.Errorf("http server %s: %w", name, err)
+			}
+		}
+	}
+	if app, err := a.ctx.AppIfConfigured("layer4"); err == nil {
+		servers := app.(*layer4.App).Servers
+		for _, name := range slices.Sorted(maps.Keys(servers)) {
+			if err := a.checkListen(servers[name].Listen, true, taken); err != nil {
+				return fmt.Errorf("layer4 server %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// checkListen says whether a server can listen at those of its addresses that are inside
+// tunnels. If it is known to use them all, it takes them.
+func (a *App) checkListen(addresses []string, uses bool, taken map[listenerKey]bool) error {
+	repl := caddy.NewReplacer()
+	for _, text := range addresses {
+		// Who checks a configuration need not have the service's environment.
+		text, err := repl.ReplaceOrErr(text, true, true)
+		if err != nil {
+			continue
+		}
+		address, err := caddy.ParseNetworkAddress(text)
+		if err != nil || address.Network != networkTCP && address.Network != networkUDP {
+			continue
+		}
+		if _, ok := a.tunnels[address.Host]; !ok {
+			return fmt.Errorf("listening on %s: %w", address, a.noTunnel(address.Host))
+		}
+		for offset := range address.PortRangeSize() {
+			key, err := keyOf(address, offset)
+			if err == nil && uses && taken[key] {
+				err = errTaken
+			}
+			if err != nil {
+				return fmt.Errorf("listening on %s: %w", address.At(offset), err)
+			}
+			taken[key] = taken[key] || uses
+		}
+	}
+	return nil
+}
+
+// keyOf is the key of a port of an address inside a tunnel.
+func keyOf(address caddy.NetworkAddress, offset uint) (listenerKey, error) {
+	port := address.StartPort + offset
+	if port == 0 || port > 65535 {
+		return listenerKey{}, errors.New("a listener inside a tunnel needs a port from 1 to 65535")
+	}
+	return listenerKey{network: address.Network, tunnel: address.Host, port: uint16(port)}, nil
+}
+
+// errTaken refuses a second server at a port.
+var errTaken = errors.New("this configuration already has a server there, and who comes would get one of the two by chance; give one of them another port, or remove it")
+
 // listen opens a listener of network `wireguard/<tunnel>:<port>` or
 // `wireguard+udp/<tunnel>:<port>`: on all addresses that this end has inside
 // the tunnel. It implements caddy.ListenerFunc. Of the configuration it heeds the
@@ -34,17 +109,16 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 	if err != nil {
 		return nil, err
 	}
-	port := parsed.StartPort + portOffset
-	if port == 0 || port > 65535 {
-		return nil, fmt.Errorf("listening on %s: a listener inside a tunnel needs a port from 1 to 65535", address)
+	key, err := keyOf(parsed, portOffset)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", address, err)
 	}
 	c, err := claimOf(ctx, host)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", address, err)
 	}
 
-	key := listenerKey{network: network, tunnel: host, port: uint16(port)}
-	local := netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(port))
+	local := netip.AddrPortFrom(netip.IPv6Unspecified(), key.port)
 	switch network {
 	case networkTCP:
 		socket, release, err := c.acquire(key, func() (sharedSocket, error) {
@@ -77,7 +151,7 @@ func listen(ctx context.Context, network, host, portRange string, portOffset uin
 // acquire is acquire for one configuration, in which only one server can have a port.
 func (c *claimed) acquire(key listenerKey, open func() (sharedSocket, error)) (sharedSocket, func() error, error) {
 	if _, taken := c.listening.LoadOrStore(key, true); taken {
-		return nil, nil, errors.New("this configuration already has a server there, and who comes would get one of the two by chance; give one of them another port, or remove it")
+		return nil, nil, errTaken
 	}
 	socket, release, err := acquire(key, open)
 	if err != nil {
