@@ -102,7 +102,7 @@ func (r *relay) mustLoad(t *testing.T, upstreams, proxy, transport string) {
 // answered, and the header.
 func (r *relay) do(t *testing.T, method, host, path, body string) (int, sight, http.Header) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), longest)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+r.address+path, strings.NewReader(body))
 	if err != nil {
@@ -165,7 +165,7 @@ func (r *relay) loggedTimes(t *testing.T, times int, words ...string) {
 
 func eventually(t *testing.T, what string, true_ func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for !true_() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)
