@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -91,7 +92,8 @@ func TestEnvironments(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			services.Echo(t, w.Home, ":7000", "")
-			caddyfile := w.ports(t)
+			// Every kernel has reno, and no stack by default.
+			caddyfile := replace(t, w.ports(t), "listen_port 51820", "listen_port 51820\n\t\tcongestion_control reno")
 			w.relay.Surround(tt.around...)
 			w.start(t, caddyfile)
 			w.mustEcho(t)
@@ -111,16 +113,21 @@ func TestEnvironments(t *testing.T) {
 				t.Errorf("%d lines say why it is not the kernel's stack, want %d:\n%s", len(said), lines, strings.Join(said, ""))
 			}
 			for _, line := range said {
-				if !strings.Contains(line, tt.reason) {
+				if !strings.Contains(line, tt.reason) || !regexp.MustCompile(`"ignored_congestion_control": ?"reno"`).MatchString(line) {
 					t.Errorf("the log says %s", line)
 				}
+			}
+			out, err := w.relay.Run("wireguard", "show")
+			if err != nil || strings.Contains(out, "\n  congestion control: reno\n") != (tt.reason == "") ||
+				strings.Contains(out, "; congestion_control reno is not used") != (tt.reason != "") {
+				t.Errorf("it shows (%v)\n%s", err, out)
 			}
 			if tt.reason == "" {
 				return
 			}
 			w.relay.Stop()
 			path := w.relay.Write(t, replace(t, caddyfile, "listen_port 51820", "listen_port 51820\n\t\tstack kernel"))
-			out, err := w.relay.Run("run", "--config", path, "--adapter", "caddyfile")
+			out, err = w.relay.Run("run", "--config", path, "--adapter", "caddyfile")
 			if err == nil || !strings.Contains(out, tt.reason) || !strings.Contains(out, "`stack auto` uses gVisor's") {
 				t.Errorf("with stack kernel: %v\n%s", err, out)
 			}
