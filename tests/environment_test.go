@@ -19,26 +19,41 @@ import (
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
-// confineEnv makes the test's program one that forbids user namespaces, as
-// Docker does, and becomes the program that its arguments name.
+// confineEnv makes the test's program one that confines itself, by one of
+// confinements, and becomes the program that its arguments name.
 const confineEnv = "HOMEWARD_TEST_CONFINE"
 
+// confinements are what is forbidden.
+var confinements = map[string]func() error{
+	"no user namespaces": forbidUserNamespaces,
+	"service unit":       confineAsUnit,
+}
+
 func init() {
-	if os.Getenv(confineEnv) == "" {
+	how := os.Getenv(confineEnv)
+	if how == "" {
 		return
 	}
 	os.Unsetenv(confineEnv)
-	fmt.Fprintln(os.Stderr, confine(os.Args[1:]))
+	fmt.Fprintln(os.Stderr, confine(confinements[how], os.Args[1:]))
 	os.Exit(1)
 }
 
-func confine(command []string) error {
+func confine(how func() error, command []string) error {
 	program, err := exec.LookPath(command[0])
 	if err != nil {
 		return err
 	}
+	if err := how(); err != nil {
+		return err
+	}
+	return unix.Exec(program, command, os.Environ())
+}
+
+// forbidUserNamespaces is what Docker's filter does.
+func forbidUserNamespaces() error {
 	flag := []seccomp.Condition{{Argument: 0, Operation: seccomp.BitsSet, Value: unix.CLONE_NEWUSER}}
-	if err := seccomp.LoadFilter(seccomp.Filter{Flag: seccomp.FilterFlagTSync, Policy: seccomp.Policy{
+	return seccomp.LoadFilter(seccomp.Filter{Flag: seccomp.FilterFlagTSync, Policy: seccomp.Policy{
 		DefaultAction: seccomp.ActionAllow,
 		Syscalls: []seccomp.SyscallGroup{{
 			Action: seccomp.ActionErrno,
@@ -50,10 +65,7 @@ func confine(command []string) error {
 			Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS),
 			Names:  []string{"clone3"},
 		}},
-	}}); err != nil {
-		return err
-	}
-	return unix.Exec(program, command, os.Environ())
+	}})
 }
 
 // after runs a shell script, and then the relay.
@@ -84,7 +96,7 @@ func TestEnvironments(t *testing.T) {
 		},
 		{
 			name:   "no user namespaces",
-			around: []string{"env", confineEnv + "=1", itself},
+			around: []string{"env", confineEnv + "=no user namespaces", itself},
 			reason: "forbids user namespaces",
 		},
 	}
