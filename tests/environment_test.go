@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,26 +19,41 @@ import (
 	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
-// confineEnv makes the test's program one that forbids user namespaces, as
-// Docker does, and becomes the program that its arguments name.
+// confineEnv makes the test's program one that confines itself, by one of
+// confinements, and becomes the program that its arguments name.
 const confineEnv = "HOMEWARD_TEST_CONFINE"
 
+// confinements are what is forbidden.
+var confinements = map[string]func() error{
+	"no user namespaces": forbidUserNamespaces,
+	"service unit":       confineAsUnit,
+}
+
 func init() {
-	if os.Getenv(confineEnv) == "" {
+	how := os.Getenv(confineEnv)
+	if how == "" {
 		return
 	}
 	os.Unsetenv(confineEnv)
-	fmt.Fprintln(os.Stderr, confine(os.Args[1:]))
+	fmt.Fprintln(os.Stderr, confine(confinements[how], os.Args[1:]))
 	os.Exit(1)
 }
 
-func confine(command []string) error {
+func confine(how func() error, command []string) error {
 	program, err := exec.LookPath(command[0])
 	if err != nil {
 		return err
 	}
+	if err := how(); err != nil {
+		return err
+	}
+	return unix.Exec(program, command, os.Environ())
+}
+
+// forbidUserNamespaces is what Docker's filter does.
+func forbidUserNamespaces() error {
 	flag := []seccomp.Condition{{Argument: 0, Operation: seccomp.BitsSet, Value: unix.CLONE_NEWUSER}}
-	if err := seccomp.LoadFilter(seccomp.Filter{Flag: seccomp.FilterFlagTSync, Policy: seccomp.Policy{
+	return seccomp.LoadFilter(seccomp.Filter{Flag: seccomp.FilterFlagTSync, Policy: seccomp.Policy{
 		DefaultAction: seccomp.ActionAllow,
 		Syscalls: []seccomp.SyscallGroup{{
 			Action: seccomp.ActionErrno,
@@ -49,10 +65,7 @@ func confine(command []string) error {
 			Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS),
 			Names:  []string{"clone3"},
 		}},
-	}}); err != nil {
-		return err
-	}
-	return unix.Exec(program, command, os.Environ())
+	}})
 }
 
 // after runs a shell script, and then the relay.
@@ -83,7 +96,7 @@ func TestEnvironments(t *testing.T) {
 		},
 		{
 			name:   "no user namespaces",
-			around: []string{"env", confineEnv + "=1", itself},
+			around: []string{"env", confineEnv + "=no user namespaces", itself},
 			reason: "forbids user namespaces",
 		},
 	}
@@ -91,7 +104,8 @@ func TestEnvironments(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			services.Echo(t, w.Home, ":7000", "")
-			caddyfile := w.ports(t)
+			// Every kernel has reno, and no stack by default.
+			caddyfile := replace(t, w.ports(t), "listen_port 51820", "listen_port 51820\n\t\tcongestion_control reno")
 			w.relay.Surround(tt.around...)
 			w.start(t, caddyfile)
 			w.mustEcho(t)
@@ -111,16 +125,21 @@ func TestEnvironments(t *testing.T) {
 				t.Errorf("%d lines say why it is not the kernel's stack, want %d:\n%s", len(said), lines, strings.Join(said, ""))
 			}
 			for _, line := range said {
-				if !strings.Contains(line, tt.reason) {
+				if !strings.Contains(line, tt.reason) || !regexp.MustCompile(`"ignored_congestion_control": ?"reno"`).MatchString(line) {
 					t.Errorf("the log says %s", line)
 				}
+			}
+			out, err := w.relay.Run("wireguard", "show")
+			if err != nil || strings.Contains(out, "\n  congestion control: reno\n") != (tt.reason == "") ||
+				strings.Contains(out, "; congestion_control reno is not used") != (tt.reason != "") {
+				t.Errorf("it shows (%v)\n%s", err, out)
 			}
 			if tt.reason == "" {
 				return
 			}
 			w.relay.Stop()
 			path := w.relay.Write(t, replace(t, caddyfile, "listen_port 51820", "listen_port 51820\n\t\tstack kernel"))
-			out, err := w.relay.Run("run", "--config", path, "--adapter", "caddyfile")
+			out, err = w.relay.Run("run", "--config", path, "--adapter", "caddyfile")
 			if err == nil || !strings.Contains(out, tt.reason) || !strings.Contains(out, "`stack auto` uses gVisor's") {
 				t.Errorf("with stack kernel: %v\n%s", err, out)
 			}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"go.uber.org/zap"
+
+	"github.com/homeward-relay/homeward/modules/internal/netstack/gvisor"
 )
 
 // congestionChooser is a stack whose TCP can send in more than one way.
@@ -23,8 +25,16 @@ func (l *live) changeStack(wanted *Config, logger *zap.Logger) error {
 			zap.String("stack", l.stack.Kind()),
 			zap.String("wanted", wanted.Stack.name()))
 	}
+	if wanted.CongestionControl == l.config.CongestionControl {
+		return nil
+	}
 	stack, ok := l.stack.(congestionChooser)
-	if !ok || wanted.CongestionControl == l.config.CongestionControl {
+	if !ok {
+		if !gvisorHas(wanted.CongestionControl) {
+			logger.Warn("the tunnel's TCP/IP stack is gVisor's, which has no other congestion control than its own",
+				zap.String("congestion_control", gvisor.CongestionControl),
+				zap.String("wanted", wanted.CongestionControl))
+		}
 		return nil
 	}
 	if err := stack.SetCongestionControl(wanted.CongestionControl); err != nil {
@@ -42,12 +52,17 @@ func (l *live) serves(choice StackChoice) bool {
 	return l.stack.Kind() == string(choice)
 }
 
-// stackReason says why the tunnel has the stack that it has.
+// stackReason says why the tunnel has the stack that it has, and what that
+// stack makes of the configuration's congestion control if it is another.
 func (l *live) stackReason() string {
+	reason := l.reason
 	if wanted := l.config.Stack; !l.serves(wanted) {
-		return fmt.Sprintf("the configuration now says %s, which takes effect when Caddy is restarted", wanted.name())
+		reason = fmt.Sprintf("the configuration now says %s, which takes effect when Caddy is restarted", wanted.name())
 	}
-	return l.reason
+	if _, ok := l.stack.(congestionChooser); !ok && !gvisorHas(l.config.CongestionControl) {
+		reason += fmt.Sprintf("; congestion_control %s is not used, since this stack has only %s", l.config.CongestionControl, gvisor.CongestionControl)
+	}
+	return reason
 }
 
 // name is how a configuration says it.

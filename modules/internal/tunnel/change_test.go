@@ -113,6 +113,37 @@ func TestChangedCongestionControl(t *testing.T) {
 	}
 }
 
+// TestCongestionControlOfGvisor asks gVisor's stack for what it does not have:
+// the log says so once, and nothing claims that it is used.
+func TestCongestionControlOfGvisor(t *testing.T) {
+	relayConfig, _ := ends(t)
+	relayConfig.Stack = StackGvisor
+	relay := New("relay")
+	r := claim(t, relay, relayConfig)
+	for _, step := range []struct {
+		name     string
+		warnings int
+		reason   string
+	}{
+		{"cubic", 0, "the configuration says so"},
+		{"bbr", 1, "the configuration says so; congestion_control bbr is not used, since this stack has only cubic"},
+		{"bbr", 0, "the configuration says so; congestion_control bbr is not used, since this stack has only cubic"},
+		{"", 0, "the configuration says so"},
+	} {
+		next := *relayConfig
+		next.CongestionControl = step.name
+		younger, warnings := reload(t, r, &next)
+		r = younger
+		if len(warnings) != step.warnings {
+			t.Errorf("%q: %d warnings, want %d: %v", step.name, len(warnings), step.warnings, warnings)
+		}
+		state, up := relay.State()
+		if !up || state.CongestionControl != "" || state.StackReason != step.reason {
+			t.Errorf("%q: the state has congestion control %q, and for its stack the reason %q", step.name, state.CongestionControl, state.StackReason)
+		}
+	}
+}
+
 // TestCongestionControlOfTheKernel reads back what a reload has changed.
 func TestCongestionControlOfTheKernel(t *testing.T) {
 	relayConfig, _ := ends(t)

@@ -43,7 +43,11 @@ func newStack(name string, config *Config, logger *zap.Logger) (stack netstack.S
 			return nil, "", fmt.Errorf("%w; `stack auto` uses gVisor's stack where the kernel's cannot be had", err)
 		}
 		reason = "the kernel's stack cannot be had here: " + err.Error()
-		logger.Warn("using gVisor's TCP/IP stack, since the kernel's cannot be had here; on a lossy line it is much slower", zap.Error(err))
+		ignored := zap.Skip()
+		if name := config.CongestionControl; !gvisorHas(name) {
+			ignored = zap.String("ignored_congestion_control", name)
+		}
+		logger.Warn("using gVisor's TCP/IP stack, since the kernel's cannot be had here; on a lossy line it is much slower", zap.Error(err), ignored)
 	} else {
 		reason = "the configuration says so"
 	}
@@ -55,3 +59,7 @@ func newStack(name string, config *Config, logger *zap.Logger) (stack netstack.S
 	})
 	return stack, reason, err
 }
+
+// gvisorHas says whether gVisor's stack sends as a congestion control that is
+// asked for by name. No name asks for none.
+func gvisorHas(name string) bool { return name == "" || name == gvisor.CongestionControl }

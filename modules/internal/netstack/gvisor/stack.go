@@ -67,6 +67,9 @@ const (
 	nicID = 1
 )
 
+// CongestionControl is how the stack's TCP sends, by the kernel's name for it.
+const CongestionControl = "cubic"
+
 // Config says what a stack is made of. Addresses may be empty.
 type Config struct {
 	// Name is the name of the device, as in "wg0".
@@ -176,7 +179,7 @@ func (s *Stack) configure(config Config) error {
 func (s *Stack) setOptions() error {
 	sack := tcpip.TCPSACKEnabled(true)
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
-	congestion := tcpip.CongestionControlOption("cubic")
+	congestion := tcpip.CongestionControlOption(CongestionControl)
 	// Ports come round again before their time is over when a relay makes
 	// thousands of connections to one address in a second.
 	reuse := tcpip.TCPTimeWaitReuseOption(tcpip.TCPTimeWaitReuseGlobal)

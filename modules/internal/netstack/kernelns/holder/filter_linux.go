@@ -43,33 +43,22 @@ func filterSystemCalls() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUnknownArchitecture, err)
 	}
-	known := slices.DeleteFunc(slices.Clone(allowed), func(name string) bool {
+	names := slices.DeleteFunc(slices.Concat(allowed, []string{"socket", "socketpair", "openat", "clone"}), func(name string) bool {
 		_, ok := info.SyscallNames[name]
 		return !ok
 	})
-	only := func(name string, conditions ...seccomp.Condition) seccomp.NameWithConditions {
-		return seccomp.NameWithConditions{Name: name, Conditions: conditions}
-	}
-	equal := func(argument uint32, value uint64) seccomp.Condition {
-		return seccomp.Condition{Argument: argument, Operation: seccomp.Equal, Value: value}
-	}
-	const writing = unix.O_WRONLY | unix.O_RDWR | unix.O_CREAT | unix.O_TRUNC
-	const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
-	filter := seccomp.Filter{
-		NoNewPrivs: true,
-		Flag:       seccomp.FilterFlagTSync,
-		Policy: seccomp.Policy{
+	// Of several filters the strictest decides. The one that forbids to load
+	// another is the last.
+	for _, policy := range []seccomp.Policy{
+		refuse("socket", differs(0, unix.AF_INET), differs(0, unix.AF_INET6)),
+		refuse("socketpair", differs(0, unix.AF_UNIX)),
+		refuse("openat", has(2, unix.O_WRONLY|unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC)),
+		refuse("clone", has(0, unix.CLONE_NEWUSER|unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWCGROUP)),
+		{
 			DefaultAction: seccomp.ActionErrno,
 			Syscalls: []seccomp.SyscallGroup{{
 				Action: seccomp.ActionAllow,
-				Names:  known,
-				NamesWithCondtions: []seccomp.NameWithConditions{
-					only("socket", equal(0, unix.AF_INET)),
-					only("socket", equal(0, unix.AF_INET6)),
-					only("socketpair", equal(0, unix.AF_UNIX)),
-					only("openat", seccomp.Condition{Argument: 2, Operation: seccomp.BitsNotSet, Value: writing}),
-					only("clone", seccomp.Condition{Argument: 0, Operation: seccomp.BitsNotSet, Value: namespaces}),
-				},
+				Names:  names,
 			}, {
 				// Its flags cannot be looked at. Who is told that there is no
 				// such call uses clone.
@@ -77,11 +66,40 @@ func filterSystemCalls() error {
 				Names:  []string{"clone3"},
 			}},
 		},
-	}
-	if err := seccomp.LoadFilter(filter); err != nil {
-		return fmt.Errorf("loading the system-call filter: %w", err)
+	} {
+		if err := seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync, Policy: policy}); err != nil {
+			return fmt.Errorf("loading the system-call filter: %w", err)
+		}
 	}
 	return nil
+}
+
+// refuse is a policy that refuses a system call if all conditions hold, and
+// says nothing of others.
+//
+// There is one such call to a policy, and nothing else. When a condition does
+// not hold, the filter that go-seccomp-bpf v1.6.0 makes compares the argument
+// that it has just loaded, and no longer the call's number, with the number of
+// the next call. So an argument that is chosen for it would make one call pass
+// for another: a socket of any family for a clone, a file that is opened for
+// writing for a socketpair.
+func refuse(name string, conditions ...seccomp.Condition) seccomp.Policy {
+	return seccomp.Policy{
+		DefaultAction: seccomp.ActionAllow,
+		Syscalls: []seccomp.SyscallGroup{{
+			Action:             seccomp.ActionErrno,
+			NamesWithCondtions: []seccomp.NameWithConditions{{Name: name, Conditions: conditions}},
+		}},
+	}
+}
+
+func differs(argument uint32, value uint64) seccomp.Condition {
+	return seccomp.Condition{Argument: argument, Operation: seccomp.NotEqual, Value: value}
+}
+
+// has holds if the argument has any of the bits.
+func has(argument uint32, bits uint64) seccomp.Condition {
+	return seccomp.Condition{Argument: argument, Operation: seccomp.BitsSet, Value: bits}
 }
 
 // errUnknownArchitecture is what a server says if the library that makes its
