@@ -36,7 +36,7 @@ type New func(config Config) (netstack.Stack, error)
 
 // patience is how long a test waits for what must happen. It is long because
 // the machine may be busy; nothing waits for it to pass.
-const patience = 30 * time.Second
+const patience = 60 * time.Second
 
 // mtu is that of the stacks in most tests.
 const mtu = 1420
