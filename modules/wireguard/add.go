@@ -53,7 +53,7 @@ WireGuards, and a Caddyfile with its keys for this binary. Take it home, and the
 away from the VM. No file is overwritten.
 
 A phone is such a peer too (--qr shows its configuration to the app). It reaches what
-the VM serves inside the tunnel, a site with `+"`bind wireguard/wg0`"+`, and not the other
+the VM serves inside the tunnel, a site with ` + "`bind wireguard/wg0`" + `, and not the other
 peers.
 
 	caddy wireguard add peer cabin --relay example-vm.duckdns.org`,
