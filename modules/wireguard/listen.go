@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,12 +36,18 @@ func (a *App) Validate() error {
 	taken := make(map[listenerKey]bool)
 	// What is wrong with the other apps themselves Caddy says.
 	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
-		servers := app.(*caddyhttp.App).Servers
+		httpApp := app.(*caddyhttp.App)
+		servers := httpApp.Servers
 		for _, name := range slices.Sorted(maps.Keys(servers)) {
 			// One without HTTP/1.1 may do without TCP; listen tells, when all start.
 			server := servers[name]
 			isTCP := server.ListenProtocols == nil && (len(server.Protocols) == 0 || slices.Contains(server.Protocols, "h1"))
-			if err := a.checkListen(server.Listen, isTCP, taken); err != nil {
+			isHTTPS := len(server.TLSConnPolicies) > 0 || slices.ContainsFunc(server.Listen, func(address string) bool {
+				parsed, err := caddy.ParseNetworkAddress(address)
+				return err == nil && parsed.StartPort == uint(cmp.Or(httpApp.HTTPSPort, caddyhttp.DefaultHTTPSPort))
+			})
+			isHTTP3 := isHTTPS && server.ListenProtocols == nil && (len(server.Protocols) == 0 || slices.Contains(server.Protocols, "h3"))
+			if err := a.checkListen(server.Listen, isTCP, isHTTP3, taken); err != nil {
 				return fmt.Errorf("http server %s: %w", name, err)
 			}
 		}
@@ -48,7 +55,7 @@ func (a *App) Validate() error {
 	if app, err := a.ctx.AppIfConfigured("layer4"); err == nil {
 		servers := app.(*layer4.App).Servers
 		for _, name := range slices.Sorted(maps.Keys(servers)) {
-			if err := a.checkListen(servers[name].Listen, true, taken); err != nil {
+			if err := a.checkListen(servers[name].Listen, true, false, taken); err != nil {
 				return fmt.Errorf("layer4 server %s: %w", name, err)
 			}
 		}
@@ -57,8 +64,8 @@ func (a *App) Validate() error {
 }
 
 // checkListen says whether a server can listen at those of its addresses that are inside
-// tunnels. If it is known to use them all, it takes them.
-func (a *App) checkListen(addresses []string, uses bool, taken map[listenerKey]bool) error {
+// tunnels. If it is known to use them all, it takes them, and with HTTP/3 those for UDP.
+func (a *App) checkListen(addresses []string, uses, isHTTP3 bool, taken map[listenerKey]bool) error {
 	repl := caddy.NewReplacer()
 	for _, text := range addresses {
 		// Who checks a configuration need not have the service's environment.
@@ -75,13 +82,21 @@ func (a *App) checkListen(addresses []string, uses bool, taken map[listenerKey]b
 		}
 		for offset := range address.PortRangeSize() {
 			key, err := keyOf(address, offset)
-			if err == nil && uses && taken[key] {
-				err = errTaken
+			keys := make(map[listenerKey]bool) // and whether it is used
+			keys[key] = uses
+			if key.network == networkTCP && isHTTP3 {
+				key.network = networkUDP
+				keys[key] = true
+			}
+			for key, uses := range keys {
+				if err == nil && uses && taken[key] {
+					err = errTaken
+				}
+				taken[key] = taken[key] || uses
 			}
 			if err != nil {
 				return fmt.Errorf("listening on %s: %w", address.At(offset), err)
 			}
-			taken[key] = taken[key] || uses
 		}
 	}
 	return nil
@@ -97,7 +112,7 @@ func keyOf(address caddy.NetworkAddress, offset uint) (listenerKey, error) {
 }
 
 // errTaken refuses a second server at a port.
-var errTaken = errors.New("this configuration already has a server there, and who comes would get one of the two by chance; give one of them another port, or remove it")
+var errTaken = errors.New("this configuration already has a server there, and who comes would get one of the two by chance; give one of them another port, or remove it (for sites in a tunnel Caddy adds one at port 80, which redirects to HTTPS, unless the global options say auto_https disable_redirects)")
 
 // listen opens a listener of network `wireguard/<tunnel>:<port>` or
 // `wireguard+udp/<tunnel>:<port>`: on all addresses that this end has inside

@@ -34,6 +34,9 @@ func TestValidateListeners(t *testing.T) {
 		{"an address twice", server(`wireguard/wg0:7", "wireguard/wg0:7`), "wireguard/wg0:7: " + taken},
 
 		{"TCP and UDP", site("wireguard/wg0:80", "") + "," + server("wireguard+udp/wg0:80"), ""},
+		{"HTTP/3 and a server at its port", site("wireguard/wg0:443", "") + "," + server("wireguard+udp/wg0:443"), "layer4 server echo: listening on wireguard+udp/wg0:443: " + taken},
+		{"HTTP/3 at another port", site("wireguard/wg0:8443", `, "tls_connection_policies": [{}]`) + "," + server("wireguard+udp/wg0:8443"), "layer4 server echo: listening on wireguard+udp/wg0:8443: " + taken},
+		{"no HTTP/3", site("wireguard/wg0:443", `, "protocols": ["h1", "h2"]`) + "," + server("wireguard+udp/wg0:443"), ""},
 		{"HTTP/3 alone is UDP", site("wireguard/wg0:80", `, "protocols": ["h3"]`) + "," + server("wireguard/wg0:80"), ""},
 		{"HTTP/3 alone at an address", site("wireguard/wg0:80", `, "listen_protocols": [["h3"]]`) + "," + server("wireguard/wg0:80"), ""},
 		{"outside of the tunnel", site(":80", "") + "," + server("wireguard/wg0:80"), ""},

@@ -33,7 +33,7 @@ func (c *Claim) explain(ctx context.Context, local, remote netip.AddrPort, err e
 	case local.IsValid() && (errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL)):
 		return fmt.Errorf("%s is in use towards %s: %w", local, remote, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("tunnel %s has no port left towards %s: those that there are have connections, or had one within the last minute; there are more where Caddy may write below /proc/sys/net (see Environments in Homeward's README): %w", name, remote, err)
+		return fmt.Errorf("tunnel %s has no port left towards %s: those that there are have connections, or had one within the last minute; where /proc/sys is read-only there are fewer than could be (see Environments in Homeward's README): %w", name, remote, err)
 	case errors.Is(ctx.Err(), context.Canceled):
 		return err
 	}

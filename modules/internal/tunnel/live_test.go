@@ -139,7 +139,7 @@ func TestTunnelCarriesConnections(t *testing.T) {
 
 func TestNothingIsOpenBeforePrepare(t *testing.T) {
 	relayConfig, _ := ends(t)
-	c := New("relay").Claim(relayConfig, zaptest.NewLogger(t))
+	c := New("relay").Claim(relayConfig, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
 	defer c.Release()
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(relayConfig.ListenPort)})
 	if err != nil {
@@ -155,7 +155,7 @@ func TestBusyPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	tunnel := New("relay")
-	c := tunnel.Claim(relayConfig, zaptest.NewLogger(t))
+	c := tunnel.Claim(relayConfig, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
 	defer c.Release()
 	err = c.Prepare()
 	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "another program has this port") {
@@ -236,7 +236,7 @@ func TestFailedReloadChangesNothing(t *testing.T) {
 		defer taken.Close()
 		next := *relayConfig
 		next.ListenPort = uint16(taken.LocalAddr().(*net.UDPAddr).Port)
-		c := relay.Claim(&next, zaptest.NewLogger(t))
+		c := relay.Claim(&next, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
 		if err := c.Prepare(); !errors.Is(err, syscall.EADDRINUSE) {
 			t.Errorf("got %v", err)
 		}
@@ -250,7 +250,7 @@ func TestFailedReloadChangesNothing(t *testing.T) {
 		next.ListenPort = freePort(t)
 		next.Addresses = prefixes("10.99.0.1/24")
 		next.Peers = []Peer{{Name: "office", PublicKey: key(9), AllowedIPs: prefixes("10.77.0.2/32")}}
-		c := relay.Claim(&next, zaptest.NewLogger(t))
+		c := relay.Claim(&next, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
 		if err := c.Prepare(); err != nil {
 			t.Fatal(err)
 		}

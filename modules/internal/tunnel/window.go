@@ -23,7 +23,7 @@ const (
 	// before one more batch goes in: what is in it may have been dropped, or wait
 	// for a peer that is away, and when that batch leaves it is known. It may also
 	// be a busy machine that takes so long to come to a goroutine.
-	windowPatience = 20 * time.Millisecond
+	windowPatience = 5 * time.Millisecond
 
 	// marksMax bounds what is remembered of batches that never leave.
 	marksMax = 4096
@@ -133,7 +133,11 @@ func (w *window) enter(count int, buffer uintptr) {
 func (w *window) correct(buffer uintptr, dropped int, last uintptr) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	i := slices.IndexFunc(w.marks, func(m mark) bool { return m.buffer == buffer })
+	// The latest: an older one may have had the same buffer, and never left.
+	i := len(w.marks) - 1
+	for i >= 0 && w.marks[i].buffer != buffer {
+		i--
+	}
 	if i < 0 {
 		return
 	}

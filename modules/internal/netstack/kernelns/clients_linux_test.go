@@ -150,6 +150,20 @@ func TestClientBecomesOwn(t *testing.T) {
 	}
 }
 
+// TestClientOfAnotherFamily is a client of a family that the stack has no address of.
+func TestClientOfAnotherFamily(t *testing.T) {
+	s, err := newStack(Config{Name: "wg0", MTU: 1420, Addresses: testAddresses[:1]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	conn, err := s.DialUDP(t.Context(), netip.MustParseAddrPort("[2001:db8::7]:4000"), netip.MustParseAddrPort("[fd77::2]:9"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
+
 // TestClientsForgotten looks at what becomes of clients that have left.
 func TestClientsForgotten(t *testing.T) {
 	c, dial, routed := clientDials(t, clientsMax, time.Millisecond)

@@ -67,7 +67,7 @@ func TestHostSettings(t *testing.T) {
 		}
 		return
 	}
-	stacktest.Run(t, func(config stacktest.Config) (netstack.Stack, error) {
+	stacktest.RunAsIs(t, func(config stacktest.Config) (netstack.Stack, error) {
 		s, err := newStack(Config{Name: config.Name, MTU: config.MTU, Addresses: config.Addresses})
 		if err != nil {
 			return nil, err

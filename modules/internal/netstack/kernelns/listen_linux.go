@@ -56,6 +56,9 @@ func listenAt[S any](s *Stack, local netip.AddrPort, listen func(context.Context
 	for {
 		p = s.place.Load()
 		socket, err = listen(ctx, p, local)
+		if err != nil && s.life.Err() != nil {
+			return socket, nil, net.ErrClosed
+		}
 		if err == nil || !s.elsewhere(ctx, p, err) {
 			return socket, p, err
 		}

@@ -77,7 +77,7 @@ func (k *kept[S]) follow() error {
 	logger := k.stack.logger.With(zap.String("network", k.network), zap.Stringer("address", k.local))
 	socket, err := k.listen(k.stack.life, p, k.local)
 	if err != nil {
-		if k.failed != p {
+		if k.failed != p && k.stack.life.Err() == nil {
 			logger.Error("listening again in the tunnel's new network namespace; trying until it can be", zap.Error(err))
 		}
 		k.failed = p

@@ -97,12 +97,17 @@ func (p *place) set(w wanted) error {
 	}
 	routes := p.wantedRoutes(w)
 	for _, r := range routes {
-		if !slices.Contains(p.routes, r) {
-			if err := p.setRoute(r); err != nil {
-				return fmt.Errorf("adding a route to %v: %w", r.to, err)
-			}
-			p.routes = append(slices.DeleteFunc(p.routes, r.same), r)
+		if slices.Contains(p.routes, r) {
+			continue
 		}
+		err := p.setRoute(r)
+		if errors.Is(err, unix.EACCES) && !r.source.IsValid() {
+			continue // IPv6 is off, and the stack has no address of it
+		}
+		if err != nil {
+			return fmt.Errorf("adding a route to %v: %w", r.to, err)
+		}
+		p.routes = append(slices.DeleteFunc(p.routes, r.same), r)
 	}
 	var errs []error
 	for _, r := range p.routes {
@@ -110,12 +115,13 @@ func (p *place) set(w wanted) error {
 			errs = append(errs, p.removeRoute(r))
 		}
 	}
+	p.routes = slices.DeleteFunc(p.routes, func(r route) bool { return !slices.ContainsFunc(routes, r.same) })
 	for _, prefix := range p.addresses {
 		if !netstack.HasAddress(w.addresses, prefix.Addr()) {
 			errs = append(errs, p.removeAddress(prefix.Addr()))
 		}
 	}
-	p.addresses, p.routes = slices.Clone(w.addresses), routes
+	p.addresses = slices.Clone(w.addresses)
 	errs = append(errs, p.clients.setOwn(p.addresses))
 	return errors.Join(errs...)
 }
@@ -150,10 +156,18 @@ func (p *place) wantedRoutes(w wanted) []route {
 			add(outward(familyOf(prefix.Addr()), prefix.Masked(), prefix.Addr()))
 		}
 	}
-	// Nothing is dialed in a family without an address, and where IPv6 is off there
-	// may be no such route.
-	for _, prefix := range w.addresses {
-		add(outward(familyOf(prefix.Addr()), netip.Prefix{}, prefix.Addr()))
+	for _, family := range families {
+		if family == unix.AF_INET6 && !p.ipv6 {
+			continue
+		}
+		everything := outward(family, netip.Prefix{}, netip.Addr{})
+		for _, prefix := range w.addresses {
+			if familyOf(prefix.Addr()) == family {
+				everything.source = prefix.Addr()
+				break
+			}
+		}
+		add(everything)
 	}
 	if p.ipv6 {
 		// With IPv4 the kernel drops by itself what pretends to come from

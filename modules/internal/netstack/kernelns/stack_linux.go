@@ -20,6 +20,9 @@ import (
 // flushTimeout bounds how long flush waits for resets to be read from the device.
 const flushTimeout = 250 * time.Millisecond
 
+// replaceMax bounds the pauses between attempts to make another namespace.
+const replaceMax = 10 * time.Second
+
 // relistenAfter is how long tend waits before it tries again to listen.
 const relistenAfter = time.Second
 
@@ -146,7 +149,7 @@ func (s *Stack) tend() {
 
 // replace makes another namespace, for as long as it takes.
 func (s *Stack) replace() {
-	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+	for wait := retryMin; ; wait = min(2*wait, replaceMax) {
 		err := s.replaceOnce()
 		if err == nil || s.life.Err() != nil {
 			return
