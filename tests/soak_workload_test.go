@@ -27,10 +27,11 @@ type workload struct {
 	pages    map[string][]byte
 
 	// ctx ends everything, and sending only that new transfers and requests begin.
-	ctx, sending       context.Context
-	cancel, stopSend   context.CancelFunc
-	running, transfers sync.WaitGroup
-	paused             atomic.Bool // what lasts is idle
+	ctx, sending     context.Context
+	cancel, stopSend context.CancelFunc
+	// starters begin transfers, which may outlive them.
+	running, starters, transfers sync.WaitGroup
+	paused                       atomic.Bool // what lasts is idle
 
 	lasting []*lasting
 	flows   []*soakFlow
@@ -109,7 +110,7 @@ func (l *workload) start(transfers int, random *rand.Rand) {
 	for _, home := range l.homes {
 		for range transfers {
 			own := rand.New(rand.NewPCG(random.Uint64(), 0))
-			l.running.Go(func() { l.transfer(home, own) })
+			l.starters.Go(func() { l.transfer(home, own) })
 		}
 		l.running.Go(func() { l.visit(home) })
 	}
@@ -183,6 +184,7 @@ func (l *workload) finish() {
 	l.leaveCut()
 	done := make(chan struct{})
 	go func() {
+		l.starters.Wait()
 		l.transfers.Wait()
 		close(done)
 	}()
@@ -201,6 +203,7 @@ func (l *workload) end() {
 	l.cancel()
 	l.drop(func(*soakConn) bool { return true })
 	l.running.Wait()
+	l.starters.Wait()
 	l.transfers.Wait()
 }
 
