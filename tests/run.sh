@@ -142,7 +142,7 @@ last_words() {
 	awk '
 		function tell(    i) { for (i = said > 3 ? said - 2 : 1; i <= said; i++) { print words[i] } said = 0 }
 		/^(--- |FAIL)/ { tell(); print; own = 0; next }
-		/^ +[a-z0-9_]+\.go:[0-9]+: / { if (own = /_test\.go:/) { words[++said] = substr($0, 1, 400) }; rows = 1; next }
+		/^ +[a-z0-9_]+\.go:[0-9]+: / { if (own = /(_test|testing)\.go:/) { words[++said] = substr($0, 1, 400) }; rows = 1; next }
 		own && ++rows <= 6 { words[said] = words[said] "\n" substr($0, 1, 400) }
 		END { tell() }
 	'
