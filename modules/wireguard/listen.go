@@ -33,7 +33,7 @@ func init() {
 // before this one, after it, or just now, by which it is itself: they have their addresses
 // in any case.
 func (a *App) Validate() error {
-	taken := make(map[listenerKey]bool)
+	taken := make(listenerKeys)
 	// What is wrong with the other apps themselves Caddy says.
 	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
 		httpApp := app.(*caddyhttp.App)
@@ -65,7 +65,7 @@ func (a *App) Validate() error {
 
 // checkListen says whether a server can listen at those of its addresses that are inside
 // tunnels. If it is known to use them all, it takes them, and with HTTP/3 those for UDP.
-func (a *App) checkListen(addresses []string, uses, isHTTP3 bool, taken map[listenerKey]bool) error {
+func (a *App) checkListen(addresses []string, uses, isHTTP3 bool, taken listenerKeys) error {
 	repl := caddy.NewReplacer()
 	for _, text := range addresses {
 		// Who checks a configuration need not have the service's environment.
@@ -82,23 +82,29 @@ func (a *App) checkListen(addresses []string, uses, isHTTP3 bool, taken map[list
 		}
 		for offset := range address.PortRangeSize() {
 			key, err := keyOf(address, offset)
-			keys := make(map[listenerKey]bool) // and whether it is used
-			keys[key] = uses
-			if key.network == networkTCP && isHTTP3 {
-				key.network = networkUDP
-				keys[key] = true
+			if err == nil && uses {
+				err = taken.add(key)
 			}
-			for key, uses := range keys {
-				if err == nil && uses && taken[key] {
-					err = errTaken
-				}
-				taken[key] = taken[key] || uses
+			if err == nil && isHTTP3 && key.network == networkTCP {
+				key.network = networkUDP
+				err = taken.add(key)
 			}
 			if err != nil {
 				return fmt.Errorf("listening on %s: %w", address.At(offset), err)
 			}
 		}
 	}
+	return nil
+}
+
+// listenerKeys are the ports that servers have so far.
+type listenerKeys map[listenerKey]bool
+
+func (keys listenerKeys) add(key listenerKey) error {
+	if keys[key] {
+		return errTaken
+	}
+	keys[key] = true
 	return nil
 }
 
