@@ -13,14 +13,21 @@ import (
 // serve answers at one port by UDP and TCP, and returns it.
 func serve(t *testing.T, answer func(udp bool, m *dns.Msg)) string {
 	t.Helper()
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener, err := net.Listen("tcp", packets.LocalAddr().String())
-	if err != nil {
+	var packets net.PacketConn
+	var listener net.Listener
+	for range 10 {
+		var err error
+		if packets, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		// Another program may have the port.
+		if listener, err = net.Listen("tcp", packets.LocalAddr().String()); err == nil {
+			break
+		}
 		packets.Close()
-		t.Skip("another program has the port: ", err)
+	}
+	if listener == nil {
+		t.Fatal("no port is free for UDP and TCP")
 	}
 	for _, server := range []*dns.Server{{PacketConn: packets}, {Listener: listener}} {
 		started := make(chan struct{})
