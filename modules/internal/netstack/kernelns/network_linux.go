@@ -19,7 +19,9 @@ import (
 //	rule 5: from ourselves → table main: everything leaves by the TUN
 //
 // Rule 1 is for IPv6, where only routers have such addresses to speak from, and a peer
-// could be one: the kernel would take routes, an MTU and a hop limit from it. Rule 3 is for link-local and multicast destinations of IPv6, for which the
+// could be one: the kernel would take routes, an MTU and a hop limit from it.
+//
+// Rule 3 is for link-local and multicast destinations of IPv6, for which the
 // kernel overlooks a blackhole in a table, since that is on no interface.
 //
 // The rule for table local that the kernel begins with comes first, and with
