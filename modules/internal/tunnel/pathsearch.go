@@ -28,13 +28,20 @@ const (
 	// counts as well, so that three attempts wait for six round trips.
 	leastWait = 500 * time.Millisecond
 	mostWait  = 2 * time.Second
+
+	// spacing keeps the sizes of an attempt apart, and so in ascending order.
+	// wireguard-go makes one UDP GSO packet of datagrams that it has at hand,
+	// of equal size but for a smaller last one, and where nothing takes that
+	// apart before the link that is too narrow (a router on the same machine,
+	// say) the small one is dropped with the large ones.
+	spacing = time.Millisecond
 )
 
 // usualSizes are what the usual lines carry, in bytes of the inner packet:
-// 1500 (Ethernet), 1492 (PPPoE), 1480 (6in4), 1472, 1460 (DS-Lite), 1452
-// (DS-Lite over PPPoE), 1440, 1420 and 1400 (mobile), less 60 for an outer
-// packet over IPv4 or 80 over IPv6.
-var usualSizes = []int{1420, 1412, 1400, 1392, 1380, 1372, 1360, 1340, 1320}
+// 1400 (mobile), 1420, 1440, 1452 (DS-Lite over PPPoE), 1460 (DS-Lite), 1472,
+// 1480 (6in4), 1492 (PPPoE) and 1500 (Ethernet), less 60 for an outer packet
+// over IPv4 or 80 over IPv6. They ascend.
+var usualSizes = []int{1320, 1340, 1360, 1372, 1380, 1392, 1400, 1412, 1420}
 
 // search finds out what a path carries.
 type search struct {
@@ -105,18 +112,19 @@ func (s *search) carries(ctx context.Context, size int) bool {
 	return s.volley(ctx, []int{size}) == size
 }
 
-// volley tries sizes, all at once and some times over, and returns the largest
-// that was answered, or 0. It returns early when that is the largest of all.
+// volley tries sizes, which ascend, together and some times over, and returns
+// the largest that was answered, or 0. It returns early when that is the
+// largest of all.
 func (s *search) volley(ctx context.Context, sizes []int) (best int) {
 	ctx, cancel := context.WithCancel(ctx)
 	var pings sync.WaitGroup
 	defer pings.Wait()
 	defer cancel()
-	largest := slices.Max(sizes)
+	largest := sizes[len(sizes)-1]
 	answered := make(chan int, searchAttempts*len(sizes))
 	for range searchAttempts {
 		for _, size := range sizes {
-			if size <= best {
+			if size <= best || ctx.Err() != nil {
 				continue
 			}
 			pings.Go(func() {
@@ -124,6 +132,10 @@ func (s *search) volley(ctx context.Context, sizes []int) (best int) {
 					answered <- size
 				}
 			})
+			select {
+			case <-time.After(spacing):
+			case <-ctx.Done():
+			}
 		}
 		for timeout := time.After(s.wait); timeout != nil && ctx.Err() == nil; {
 			select {
