@@ -164,10 +164,18 @@ func TestDDNSAtHome(t *testing.T) {
 	}
 	w.waitDNS(t, "203.0.113.77", testnet.HomeIP6)
 
+	// A router that has forgotten the former prefix does not take it back.
+	forgotten := strings.TrimSuffix(testnet.HomeIP6B, "20") + "99"
+	w.Home.IP(t,
+		"addr change "+testnet.HomeIP6+"/64 dev eth0 nodad valid_lft 86400 preferred_lft 14400",
+		"addr add "+forgotten+"/64 dev eth0 nodad valid_lft 86400 preferred_lft 14400",
+	)
+	w.waitDNS(t, "203.0.113.77", forgotten)
+
 	moves := internet.duckDNS.Moves()
 	slices.Sort(moves[:min(2, len(moves))]) // whose was first does not matter
 	var want []string
-	for _, address := range []string{testnet.HomeIP6, testnet.RelayIP, testnet.HomeIP6B, "203.0.113.77", testnet.HomeIP6} {
+	for _, address := range []string{testnet.HomeIP6, testnet.RelayIP, testnet.HomeIP6B, "203.0.113.77", testnet.HomeIP6, forgotten} {
 		want = append(want, "example "+address)
 	}
 	if !slices.Equal(moves, want) {

@@ -41,8 +41,9 @@ type Source struct {
 	Static string `json:"static,omitempty"`
 
 	// A network interface of this machine, whose address is taken: global, and on
-	// Linux one that stays, so neither temporary nor deprecated. Other addresses than
-	// global ones (private, CGN, ULA) are never taken.
+	// Linux one that stays, so neither temporary nor deprecated, and of several
+	// prefixes the newest one's. Other addresses than global ones (private, CGN, ULA)
+	// are never taken.
 	Interface string `json:"interface,omitempty"`
 
 	// Web services that answer with the address that they are asked from, and nothing

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,12 +14,26 @@ import (
 // forever is how the kernel says that an address has no end.
 const forever = math.MaxUint32
 
+// cacheInfoSize is the size of struct ifa_cacheinfo of linux/if_addr.h: four numbers, of
+// which the third is when the address was made, in hundredths of a second since the boot.
+const cacheInfoSize = 16
+
+// uptime is the time since the boot as struct ifa_cacheinfo has it.
+func uptime() uint32 {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0
+	}
+	return uint32(now.Nano() / int64(10*time.Millisecond))
+}
+
 // addressesOf asks the kernel, which knows more of an address than package net tells.
 func addressesOf(device *net.Interface) (addresses []interfaceAddress, err error) {
 	table, err := syscall.NetlinkRIB(unix.RTM_GETADDR, unix.AF_UNSPEC)
 	if err != nil {
 		return nil, err
 	}
+	now := uptime()
 	messages, err := syscall.ParseNetlinkMessage(table)
 	if err != nil {
 		return nil, err
@@ -48,6 +63,9 @@ func addressesOf(device *net.Interface) (addresses []interfaceAddress, err error
 				flags = nativeUint32(attribute.Value)
 			case unix.IFA_CACHEINFO:
 				address.permanent = nativeUint32(attribute.Value) == forever // the preferred lifetime
+				if len(attribute.Value) >= cacheInfoSize {
+					address.age = now - nativeUint32(attribute.Value[8:])
+				}
 			}
 		}
 		address.passing = flags&(unix.IFA_F_TEMPORARY|unix.IFA_F_DEPRECATED|unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0

@@ -1,6 +1,7 @@
 package publicip
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -46,10 +47,26 @@ type interfaceAddress struct {
 
 	// permanent addresses have no end that is known.
 	permanent bool
+
+	// age is since when the interface has the address, in hundredths of a second. It
+	// is 0 where that is not known.
+	age uint32
 }
 
-// choose takes a public address that stays: a permanent one if there is one, and of
-// several the least, so that it is the same one each time.
+// network is what changes when a provider gives another prefix: a link's subnet, or with
+// IPv4 the address itself.
+func (a *interfaceAddress) network() netip.Prefix {
+	bits := 32
+	if a.address.Is6() {
+		bits = 64
+	}
+	return netip.PrefixFrom(a.address, bits).Masked()
+}
+
+// choose takes a public address that stays: a permanent one if there is one, and else one
+// of the network that came last: a router that has restarted may not know that its former
+// prefix is to be taken back (RFC 8978). Of several it is the least, so that it is the same
+// one each time.
 func choose(name string, is4 bool, addresses []interfaceAddress) (netip.Addr, error) {
 	var usable []interfaceAddress
 	why := fmt.Errorf("it has no %s address", map[bool]string{true: "IPv4", false: "IPv6"}[is4])
@@ -71,9 +88,18 @@ func choose(name string, is4 bool, addresses []interfaceAddress) (netip.Addr, er
 	if len(usable) == 0 {
 		return netip.Addr{}, fmt.Errorf("interface %s has no public address that stays: %w", name, why)
 	}
+	age := make(map[netip.Prefix]uint32)
+	for _, a := range usable {
+		age[a.network()] = max(age[a.network()], a.age)
+	}
 	best := slices.MinFunc(usable, func(a, b interfaceAddress) int {
-		if a.permanent != b.permanent {
+		switch {
+		case a.permanent != b.permanent:
 			return map[bool]int{true: -1, false: 1}[a.permanent]
+		case !a.permanent:
+			if order := cmp.Compare(age[a.network()], age[b.network()]); order != 0 {
+				return order
+			}
 		}
 		return a.address.Compare(b.address)
 	})

@@ -10,7 +10,10 @@ import (
 
 func TestChoose(t *testing.T) {
 	address := func(text string, passing, permanent bool) interfaceAddress {
-		return interfaceAddress{netip.MustParseAddr(text), passing, permanent}
+		return interfaceAddress{address: netip.MustParseAddr(text), passing: passing, permanent: permanent}
+	}
+	aged := func(text string, age uint32) interfaceAddress {
+		return interfaceAddress{address: netip.MustParseAddr(text), age: age}
 	}
 	for _, test := range []struct {
 		name      string
@@ -21,6 +24,9 @@ func TestChoose(t *testing.T) {
 		{"not the temporary", []interfaceAddress{address("2001:db8::1", true, false), address("2001:db8::9", false, false)}, "2001:db8::9"},
 		{"permanent", []interfaceAddress{address("2001:db8::1", false, false), address("2001:db8::9", false, true)}, "2001:db8::9"},
 		{"the least", []interfaceAddress{address("2001:db8::9", false, false), address("2001:db8::1", false, false)}, "2001:db8::1"},
+		{"the newest prefix", []interfaceAddress{aged("2001:db8:1::9", 9000), aged("2001:db8:2::9", 300), aged("2001:db8:3::9", 500)}, "2001:db8:2::9"},
+		{"the least of the newest prefix", []interfaceAddress{aged("2001:db8:1::9", 9000), aged("2001:db8:2::9", 300), aged("2001:db8:2::8", 700)}, "2001:db8:2::8"},
+		{"permanent, though not the newest", []interfaceAddress{aged("2001:db8:1::1", 3), {address: netip.MustParseAddr("2001:db8:2::9"), permanent: true, age: 900}}, "2001:db8:2::9"},
 		{"temporary alone", []interfaceAddress{address("2001:db8::1", true, false)}, "temporary"},
 		{"ULA alone", []interfaceAddress{address("fd00::1", false, true)}, "ULA"},
 		{"the other family", []interfaceAddress{address("203.0.113.5", false, true)}, "no IPv6 address"},

@@ -25,6 +25,10 @@ func TestCheck(t *testing.T) {
 		{"::", "not reached"},
 		{"255.255.255.255", "not reached"},
 		{"ff02::1", "not reached"},
+		{"192.0.0.2", "not reached"},
+		{"0.1.2.3", "not reached"},
+		{"::192.0.2.1", "not reached"},
+		{"fec0::1", "not reached"},
 	} {
 		err := Check(netip.MustParseAddr(test.address))
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
