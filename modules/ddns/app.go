@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -39,12 +40,16 @@ const (
 )
 
 // App keeps DNS records right, also known as dynamic DNS. A record is set when its
-// address has changed, when Caddy starts and DNS says something else, and every 24
-// hours. What fails is tried again until the provider has taken it. Records of a family
-// that has no source are never touched.
+// address has changed, when Caddy starts and DNS says something else or nothing is known
+// of it, and every 24 hours, through restarts too: when it was last set is in Caddy's
+// storage. What fails is tried again until the provider has taken it. An address that
+// changes again and again is published at most every 5 minutes in the end. Records of a
+// family that has no source are never touched.
 //
 // It emits the events `ddns.updated` and `ddns.failed`, with the domain, the family, the
-// address and for the latter the error, and counts both in metrics.
+// address and for the latter the error, and counts both in metrics. Failed is what the
+// provider refuses, and once a day what lasts longer than 5 minutes: an address that is
+// not known, or does not answer.
 type App struct {
 	// The records, by the domain name that has them.
 	Domains map[string]*Domain `json:"domains,omitempty"`
@@ -102,7 +107,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("getting the events app: %w", err)
 	}
 	a.events = events.(*caddyevents.App)
-	a.inForce = &beginning{made: make(chan struct{})}
+	a.inForce = &beginning{app: a, made: make(chan struct{})}
 	if err := a.events.On("started", a.inForce); err != nil {
 		return fmt.Errorf("waiting for the start of all apps: %w", err)
 	}
@@ -171,8 +176,10 @@ func (a *App) provision(name string, domain *Domain) error {
 			check:    check,
 			settings: string(options) + "\n" + target.zone + "\n" + target.ttl.String(),
 			record:   recordOf(name, family),
+			storage:  a.ctx.Storage(),
 			logger:   a.logger.With(zap.String("domain", name), zap.String("type", family.record)),
 			emit:     a.emit,
+			inDNS:    func(ctx context.Context) (netip.Addr, error) { return lookup(ctx, name, family) },
 		})
 	}
 	return nil
@@ -241,6 +248,7 @@ func (a *App) Start() error {
 	a.cancel = cancel
 	for _, update := range a.updates {
 		a.ended.Go(func() {
+			defer update.record.end(update)
 			select {
 			case <-a.inForce.made:
 				update.run(ctx)
@@ -253,13 +261,20 @@ func (a *App) Start() error {
 
 // beginning is Caddy's event that all apps of a configuration have started.
 type beginning struct {
+	app  *App
 	once sync.Once
 	made chan struct{}
 }
 
-// Handle notes that it has come.
+// Handle takes the records over. Caddy goes on to stop the former configuration's apps when
+// it has returned.
 func (b *beginning) Handle(context.Context, caddy.Event) error {
-	b.once.Do(func() { close(b.made) })
+	b.once.Do(func() {
+		for _, update := range b.app.updates {
+			update.record.begin(update)
+		}
+		close(b.made)
+	})
 	return nil
 }
 
@@ -293,8 +308,11 @@ func (a *App) stop() {
 }
 
 // emit emits an event of a record.
-func (a *App) emit(name string, u *updater, address string, err error) {
-	data := map[string]any{"domain": u.target.name, "type": u.family.record, "address": address}
+func (a *App) emit(name string, u *updater, address netip.Addr, err error) {
+	data := map[string]any{"domain": u.target.name, "type": u.family.record, "address": ""}
+	if address.IsValid() {
+		data["address"] = address.String()
+	}
 	if err != nil {
 		data["error"] = err.Error()
 	}

@@ -32,14 +32,14 @@ func nameServers() (servers []string) {
 	return servers
 }
 
-// lookup returns the one address that the record has in DNS. It does not ask package
-// net, for which a line in /etc/hosts would do.
-func (u *updater) lookup(ctx context.Context) (netip.Addr, error) {
+// lookup returns the one address that a name has in DNS. It does not ask package net, for
+// which a line in /etc/hosts would do.
+func lookup(ctx context.Context, name string, family family) (netip.Addr, error) {
 	kind := dns.TypeAAAA
-	if u.family.is4 {
+	if family.is4 {
 		kind = dns.TypeA
 	}
-	records, err := dnsclient.Ask(ctx, u.target.name, kind, nameServers())
+	records, err := dnsclient.Ask(ctx, name, kind, nameServers())
 	if err != nil {
 		return netip.Addr{}, err
 	}

@@ -6,7 +6,7 @@ import (
 
 var (
 	updatesMetric = prometheus.NewDesc("caddy_ddns_updates_total", "Counts the attempts to set a record, by their result.", []string{"domain", "type", "result"}, nil)
-	successMetric = prometheus.NewDesc("caddy_ddns_last_success_timestamp_seconds", "When a record was last set or found to be right.", []string{"domain", "type"}, nil)
+	successMetric = prometheus.NewDesc("caddy_ddns_last_success_timestamp_seconds", "When a record was last set.", []string{"domain", "type"}, nil)
 )
 
 // collector exports what is known of the records of a configuration. What it counts

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"github.com/libdns/libdns"
 	"go.uber.org/zap"
 
@@ -33,6 +35,10 @@ const (
 	// checkTimeout bounds the wait for a new address to take a connection.
 	checkTimeout = 10 * time.Second
 
+	// changesAtOnce is how many updates there may be before they get pauses between
+	// them, of which each is twice the one before, too.
+	changesAtOnce = 3
+
 	// lookupTimeout bounds a question to DNS.
 	lookupTimeout = 5 * time.Second
 )
@@ -52,23 +58,60 @@ type record struct {
 	mu              sync.Mutex
 	published       netip.Addr // invalid: not known
 	doubtful        bool       // it may be another, so DNS is not to be believed either
-	at              time.Time  // of the last success
+	at              time.Time  // when it was last set
 	settings        string     // with which it was set
 	updated, failed uint64
 
-	setting *sync.Mutex // lets one record of a name at a time be set, by one configuration
+	// owners are the updaters of configurations that are in force, or are not yet out
+	// of it. The last one has a say.
+	owners []*updater
+
+	// setting has room for who sets a record of the name: one at a time.
+	setting chan struct{}
 }
 
-// begin is for a configuration that takes the record over. One with other settings has to
-// set it anew.
-func (r *record) begin(settings string) {
+func newRecord(setting chan struct{}) *record { return &record{setting: setting} }
+
+// begin lets an updater take the record over.
+func (r *record) begin(u *updater) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.owners = append(r.owners, u)
+	r.inherit()
+}
+
+// end takes an updater's say away. If nobody looks after the record any more, what is
+// known of it gets old.
+func (r *record) end(u *updater) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.owners = slices.DeleteFunc(r.owners, func(other *updater) bool { return other == u })
+	if len(r.owners) == 0 {
+		r.published, r.doubtful, r.at, r.settings = netip.Addr{}, false, time.Time{}, ""
+		return
+	}
+	r.inherit()
+}
+
+// inherit lets the last owner, if its settings are others, set the record anew. r.mu is
+// held.
+func (r *record) inherit() {
+	settings := r.owners[len(r.owners)-1].settings
 	if r.settings != "" && r.settings != settings {
 		r.published, r.doubtful = netip.Addr{}, true
 	}
 	r.settings = settings
 }
+
+// isOf tells whether an updater has the say.
+func (r *record) isOf(u *updater) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.is(u)
+}
+
+// is does so with r.mu held.
+func (r *record) is(u *updater) bool { return len(r.owners) > 0 && r.owners[len(r.owners)-1] == u }
 
 // doubt is for what may be set from now on, or not.
 func (r *record) doubt() (former netip.Addr) {
@@ -89,10 +132,10 @@ func recordOf(name string, family family) *record {
 	defer recordsMu.Unlock()
 	name = strings.ToLower(name)
 	if records[name] == nil {
-		setting := new(sync.Mutex)
+		setting := make(chan struct{}, 1)
 		records[name] = make(map[string]*record)
 		for _, f := range families {
-			records[name][f.record] = &record{setting: setting}
+			records[name][f.record] = newRecord(setting)
 		}
 	}
 	return records[name][family.record]
@@ -108,14 +151,24 @@ type updater struct {
 	// settings tell configurations apart that would set the record in another way.
 	settings string
 
-	record *record
-	logger *zap.Logger
-	emit   func(event string, u *updater, address string, err error)
+	record  *record
+	storage certmagic.Storage
+	logger  *zap.Logger
+	emit    func(event string, u *updater, address netip.Addr, err error)
 
-	said string // the last complaint, which is not repeated
+	// inDNS is the address that the record has in DNS.
+	inDNS func(context.Context) (netip.Addr, error)
 
-	tried    netip.Addr // the last address that was to be set
-	set, ask backoff    // when it is to be tried again, and the source to be asked again
+	said    string    // the last complaint
+	saidAt  time.Time // and when it was made
+	failing time.Time // since when nothing but complaints has come
+	toldAt  time.Time // when that was told as a failure
+
+	source     backoff    // of asking for the address
+	tried      netip.Addr // the last address that was asked whether it answers
+	unanswered backoff    // of asking it
+	refused    backoff    // of asking the provider
+	changes    changes
 }
 
 // backoff is a time to wait, which doubles.
@@ -124,21 +177,40 @@ type backoff struct {
 	at   time.Time
 }
 
-func (b *backoff) failed() {
+// failed makes the next wait longer, and returns it.
+func (b *backoff) failed() time.Duration {
 	b.next = min(max(2*b.next, firstRetry), lastRetry)
 	b.at = time.Now().Add(b.next)
+	return b.next
 }
 
-// run does so until ctx is done.
+// left is how much of the wait there still is.
+func (b *backoff) left() time.Duration { return max(time.Until(b.at), 0) }
+
+// changes counts those of an address that does not settle, such as that of a peer that
+// speaks from two places in turn. DNS would not follow, and the provider would mind.
+type changes struct {
+	last time.Time
+	row  int // that came soon one after the other
+	wait backoff
+}
+
+func (c *changes) add() {
+	if time.Since(c.last) > 2*lastRetry {
+		c.row, c.wait = 0, backoff{}
+	}
+	c.last = time.Now()
+	if c.row++; c.row >= changesAtOnce {
+		c.wait.failed()
+	}
+}
+
+// run does so until ctx is done, whenever the updater has the say.
 func (u *updater) run(ctx context.Context) {
-	u.record.begin(u.settings)
 	for ctx.Err() == nil {
-		u.once(ctx)
 		wait := u.from.interval()
-		for _, at := range []time.Time{u.set.at, u.ask.at} {
-			if !at.IsZero() {
-				wait = min(wait, max(time.Until(at), time.Millisecond))
-			}
+		if u.record.isOf(u) {
+			wait = u.once(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -147,83 +219,129 @@ func (u *updater) run(ctx context.Context) {
 	}
 }
 
-// once looks at the source, and sets the record if need be.
-func (u *updater) once(ctx context.Context) {
+// once looks at the source, and sets the record if need be. It returns how long there is
+// nothing to do.
+func (u *updater) once(ctx context.Context) time.Duration {
+	interval := u.from.interval()
 	address, err := u.from.address(ctx)
 	if err != nil {
 		u.complain("the record stays as it is, since its address is not known", netip.Addr{}, err)
-		u.ask.failed()
-		return
+		u.tellLasting(netip.Addr{}, err)
+		return min(u.source.failed(), interval)
 	}
-	u.ask = backoff{}
-	if u.isRight(ctx, address) {
-		u.said, u.set = "", backoff{}
-		return
-	}
+	u.source = backoff{}
 	if address != u.tried {
-		u.tried, u.set = address, backoff{}
+		u.tried, u.unanswered = address, backoff{}
 	}
-	if time.Now().Before(u.set.at) {
-		return
+	if wait := max(u.unanswered.left(), u.refused.left()); wait > 0 {
+		return min(wait, interval)
+	}
+	if u.isRight(ctx, address) {
+		u.content()
+		return interval
+	}
+	if wait := u.changes.wait.left(); wait > 0 {
+		u.complain("the record stays as it is for a while, since it was set too often", address, errUnsettled)
+		return min(wait, interval)
 	}
 	if err := u.answers(ctx, address); err != nil {
 		u.complain("the record stays as it is, since the new address does not answer", address, err)
-		u.set.failed()
-		return
+		u.tellLasting(address, err)
+		return min(u.unanswered.failed(), interval)
 	}
 	if err := u.publish(ctx, address); err != nil {
-		if ctx.Err() != nil {
-			return
+		if ctx.Err() != nil || !u.record.isOf(u) {
+			return interval
 		}
-		u.record.mu.Lock()
-		u.record.failed++
-		u.record.mu.Unlock()
 		u.complain("setting the record has failed; it is tried again", address, err)
-		u.emit("ddns.failed", u, address.String(), err)
-		u.set.failed()
-		return
+		u.tell(address, err)
+		return min(u.refused.failed(), interval)
 	}
-	u.said, u.set = "", backoff{}
+	u.content()
+	u.emit("ddns.updated", u, address, nil)
+	return interval
 }
 
-// complain logs what is wrong, once for each thing.
+// errUnsettled says why an address is not published.
+var errUnsettled = errors.New("its address changes again and again; do two machines use the same key or the same name?")
+
+// complain logs what is wrong, each thing once a day.
 func (u *updater) complain(message string, address netip.Addr, err error) {
-	if said := message + err.Error(); said != u.said {
-		u.said = said
-		fields := []zap.Field{zap.Error(err)}
-		if address.IsValid() {
-			fields = append(fields, zap.Stringer("address", address))
-		}
-		u.logger.Warn(message, fields...)
+	now := time.Now()
+	if u.failing.IsZero() {
+		u.failing = now
 	}
+	said := message + err.Error()
+	if said == u.said && now.Sub(u.saidAt) < refreshInterval {
+		return
+	}
+	u.said, u.saidAt = said, now
+	fields := []zap.Field{zap.Error(err)}
+	if address.IsValid() {
+		fields = append(fields, zap.Stringer("address", address))
+	}
+	u.logger.Warn(message, fields...)
+}
+
+// tellLasting tells of a failure that may pass by itself if it has lasted, once a day.
+func (u *updater) tellLasting(address netip.Addr, err error) {
+	if now := time.Now(); now.Sub(u.failing) >= lastRetry && now.Sub(u.toldAt) >= refreshInterval {
+		u.toldAt = now
+		u.tell(address, err)
+	}
+}
+
+// tell counts a failure and emits its event.
+func (u *updater) tell(address netip.Addr, err error) {
+	u.record.mu.Lock()
+	u.record.failed++
+	u.record.mu.Unlock()
+	u.emit("ddns.failed", u, address, err)
+}
+
+// content is for a record that is right.
+func (u *updater) content() {
+	u.said, u.failing, u.toldAt = "", time.Time{}, time.Time{}
+	u.unanswered, u.refused = backoff{}, backoff{}
 }
 
 // isRight tells whether the record has the address, so that nothing is to be done. At the
-// start DNS is asked for it.
+// start the record is what was stored and DNS shows.
 func (u *updater) isRight(ctx context.Context, address netip.Addr) bool {
 	u.record.mu.Lock()
 	published, doubtful, at := u.record.published, u.record.doubtful, u.record.at
 	u.record.mu.Unlock()
 	if published.IsValid() || doubtful {
-		return published == address && time.Since(at) < refreshInterval
+		return published == address && isToday(at)
+	}
+	last := u.lastSet(ctx)
+	if last.Address != address || !isToday(last.Set) {
+		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	if now, err := u.lookup(ctx); err != nil || now != address {
+	if now, err := u.inDNS(ctx); err != nil || now != address {
 		return false
 	}
-	u.remember(address)
+	u.remember(address, last.Set)
 	u.logger.Info("the record is right already", zap.Stringer("address", address))
 	return true
 }
 
-func (u *updater) remember(address netip.Addr) {
+// isToday tells whether a time is less than a day ago, and not in the future, as it may be
+// after the clock has been put right.
+func isToday(at time.Time) bool {
+	ago := time.Since(at)
+	return 0 <= ago && ago < refreshInterval
+}
+
+func (u *updater) remember(address netip.Addr, set time.Time) {
 	u.record.mu.Lock()
 	defer u.record.mu.Unlock()
-	if u.record.settings != u.settings {
+	if !u.record.is(u) {
 		return // another configuration sets it by now
 	}
-	u.record.published, u.record.doubtful, u.record.at = address, false, time.Now()
+	u.record.published, u.record.doubtful, u.record.at = address, false, set
 }
 
 // answers returns why an address cannot be published. One that is published is not
@@ -248,10 +366,14 @@ func (u *updater) answers(ctx context.Context, address netip.Addr) error {
 // publish sets the record.
 func (u *updater) publish(ctx context.Context, address netip.Addr) error {
 	t := u.target
-	u.record.setting.Lock()
-	defer u.record.setting.Unlock()
-	if err := ctx.Err(); err != nil {
-		return err
+	select {
+	case u.record.setting <- struct{}{}:
+		defer func() { <-u.record.setting }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !u.record.isOf(u) {
+		return errors.New("another configuration sets the record now")
 	}
 	ctx, cancel := context.WithTimeout(ctx, updateTimeout)
 	defer cancel()
@@ -267,12 +389,14 @@ func (u *updater) publish(ctx context.Context, address netip.Addr) error {
 	u.record.mu.Lock()
 	u.record.updated++
 	u.record.mu.Unlock()
-	u.remember(address)
+	now := time.Now()
+	u.remember(address, now)
+	u.storeSet(ctx, address, now)
+	u.changes.add()
 	fields := []zap.Field{zap.Stringer("address", address)}
 	if former.IsValid() && former != address {
 		fields = append(fields, zap.Stringer("former", former))
 	}
 	u.logger.Info("set the record", fields...)
-	u.emit("ddns.updated", u, address.String(), nil)
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"github.com/libdns/libdns"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -48,13 +49,15 @@ func (p *fakeProvider) SetRecords(_ context.Context, zone string, records []libd
 
 // changing is a source of tests.
 type changing struct {
-	mu  sync.Mutex
-	now netip.Addr
+	mu    sync.Mutex
+	now   netip.Addr
+	asked int
 }
 
 func (c *changing) address(context.Context) (netip.Addr, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.asked++
 	if !c.now.IsValid() {
 		return netip.Addr{}, errors.New("nobody knows")
 	}
@@ -74,34 +77,76 @@ type timeline struct {
 	source   *changing
 	events   []string
 	logs     *observer.ObservedLogs
+	dns      netip.Addr
+	asked    int // how often DNS was
 }
 
 func newTimeline(t *testing.T) *timeline {
+	record := newRecord(make(chan struct{}, 1))
+	record.published, record.at = netip.MustParseAddr("2001:db8::ffff"), time.Now()
+	line := resume(t, record, &certmagic.FileStorage{Path: t.TempDir()})
+	line.begin(t)
+	return line
+}
+
+// resume is an updater of a process that knows a record, or nothing of it yet.
+func resume(t *testing.T, record *record, storage certmagic.Storage) *timeline {
 	core, logs := observer.New(zapcore.DebugLevel)
 	line := &timeline{provider: new(fakeProvider), source: new(changing), logs: logs}
 	line.updater = &updater{
-		target: &target{name: "example.duckdns.org", provider: line.provider, hide: hiding([]byte(`{"name": "duckdns", "api_token": "`+secret+`"}`), nil)},
-		family: families[1],
-		from:   line.source,
-		check:  noCheck,
-		// Something is known, or else the world's DNS would be asked.
-		record: &record{published: netip.MustParseAddr("2001:db8::ffff"), at: time.Now(), setting: new(sync.Mutex)},
-		logger: zap.New(core),
-		emit: func(event string, _ *updater, address string, err error) {
+		target:  &target{name: "example.duckdns.org", provider: line.provider, hide: hiding([]byte(`{"name": "duckdns", "api_token": "`+secret+`"}`), nil)},
+		family:  families[1],
+		from:    line.source,
+		check:   noCheck,
+		record:  record,
+		storage: storage,
+		logger:  zap.New(core),
+		emit: func(event string, _ *updater, address netip.Addr, err error) {
 			line.events = append(line.events, fmt.Sprint(event, " ", address, " ", err))
 		},
+		inDNS: func(context.Context) (netip.Addr, error) {
+			line.asked++
+			return line.dns, nil
+		},
 	}
+	return line
+}
+
+// begin lets it work, until the end of the test or of what it returns.
+func (line *timeline) begin(t *testing.T) (end func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
+	line.record.begin(line.updater)
 	go func() {
 		defer close(done)
 		line.run(ctx)
 	}()
-	t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		cancel()
 		<-done
+		line.record.end(line.updater)
 	})
-	return line
+	t.Cleanup(end)
+	return end
+}
+
+// tries is when the provider has been called.
+func (line *timeline) tries() []time.Time {
+	line.provider.mu.Lock()
+	defer line.provider.mu.Unlock()
+	return slices.Clone(line.provider.tries)
+}
+
+// wantBackoff wants the pauses to double from the first to the last, each at most a bit
+// longer.
+func wantBackoff(t *testing.T, tries []time.Time, late time.Duration) {
+	t.Helper()
+	for i := 1; i < len(tries); i++ {
+		pause, want := tries[i].Sub(tries[i-1]), min(firstRetry<<(i-1), lastRetry)
+		if pause < want || pause > want+late {
+			t.Errorf("pause %d is %s, want %s", i, pause, want)
+		}
+	}
 }
 
 func (line *timeline) want(t *testing.T, after time.Duration, set ...string) {
@@ -145,15 +190,8 @@ func TestFailuresAreRepeated(t *testing.T) {
 		line.provider.fails = 10
 		line.source.become("2001:db8::1")
 		line.want(t, time.Hour, "2001:db8::1")
-		line.provider.mu.Lock()
-		tries := line.provider.tries
-		line.provider.mu.Unlock()
-		for i := 1; i < len(tries); i++ {
-			pause := tries[i].Sub(tries[i-1])
-			if want := min(firstRetry<<(i-1), lastRetry); pause != want {
-				t.Errorf("pause %d is %s, want %s", i, pause, want)
-			}
-		}
+		tries := line.tries()
+		wantBackoff(t, tries, 0)
 		if len(tries) != 11 || line.record.failed != 10 || line.record.updated != 1 {
 			t.Errorf("%d tries, %d failed, %d done", len(tries), line.record.failed, line.record.updated)
 		}
@@ -207,14 +245,17 @@ func TestCheck(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			provider, core := new(fakeProvider), zap.NewNop()
 			u := &updater{
-				target: &target{name: "example.duckdns.org", provider: provider, hide: new(redact.Secrets)},
-				family: families[0],
-				from:   static(netip.MustParseAddr("127.0.0.1")), // no source would have it
-				check:  test.check,
-				record: &record{published: netip.MustParseAddr(test.published), setting: new(sync.Mutex)},
-				logger: core,
-				emit:   func(string, *updater, string, error) {},
+				target:  &target{name: "example.duckdns.org", provider: provider, hide: new(redact.Secrets)},
+				family:  families[0],
+				from:    static(netip.MustParseAddr("127.0.0.1")), // no source would have it
+				check:   test.check,
+				record:  newRecord(make(chan struct{}, 1)),
+				storage: &certmagic.FileStorage{Path: t.TempDir()},
+				logger:  core,
+				emit:    func(string, *updater, netip.Addr, error) {},
 			}
+			u.record.published = netip.MustParseAddr(test.published)
+			u.record.begin(u)
 			u.once(t.Context())
 			if got := len(provider.set) == 1; got != test.want {
 				t.Errorf("got %q (%s), want it to be set: %v", provider.set, u.said, test.want)
@@ -254,22 +295,220 @@ func TestWaitingDoesNotMakeSlow(t *testing.T) {
 }
 
 func TestOtherSettingsSetAnew(t *testing.T) {
-	r := &record{published: netip.MustParseAddr("2001:db8::1"), at: time.Now()}
-	r.begin("one")
-	u := &updater{record: r, settings: "one"}
-	if !u.isRight(t.Context(), r.published) {
+	r := newRecord(nil)
+	address := netip.MustParseAddr("2001:db8::1")
+	r.published, r.at = address, time.Now()
+	first := &updater{record: r, settings: "one"}
+	r.begin(first)
+	if !first.isRight(t.Context(), address) {
 		t.Error("the first settings are others")
 	}
-	r.begin("one")
-	if !u.isRight(t.Context(), netip.MustParseAddr("2001:db8::1")) {
+	second := &updater{record: r, settings: "one"}
+	r.begin(second)
+	if !second.isRight(t.Context(), address) {
 		t.Error("the same settings set it anew")
 	}
-	r.begin("two")
-	if u := (&updater{record: r, settings: "two"}); u.isRight(t.Context(), netip.MustParseAddr("2001:db8::1")) {
+	r.end(first)
+	third := &updater{record: r, settings: "two"}
+	r.begin(third)
+	if third.isRight(t.Context(), address) {
 		t.Error("what other settings have set is right")
 	}
-	u.remember(netip.MustParseAddr("2001:db8::1")) // of the former configuration, late
+	second.remember(address, time.Now()) // late
 	if r.published.IsValid() {
 		t.Error("the former configuration has a say")
 	}
+}
+
+// Of two configurations the later one has the say, and when that goes the other has it.
+func TestTheLaterConfigurationHasTheSay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		former := newTimeline(t)
+		former.source.become("2001:db8::1")
+		former.want(t, 5*time.Second, "2001:db8::1")
+		later := resume(t, former.record, former.storage)
+		later.settings = "others"
+		later.source.become("2001:db8::2")
+		end := later.begin(t)
+		later.want(t, 5*time.Second, "2001:db8::2")
+		former.source.become("2001:db8::3")
+		former.want(t, time.Hour, "2001:db8::1")
+		end()
+		former.want(t, 5*time.Second, "2001:db8::1", "2001:db8::3")
+	})
+}
+
+// While the provider is busy for one configuration, which heeds no end, another one takes
+// over: it is not held up in its own end.
+func TestBusyProvider(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := newTimeline(t)
+		line.record.setting <- struct{}{}
+		line.source.become("2001:db8::1")
+		time.Sleep(time.Minute)
+		line.want(t, time.Minute)
+		end := resume(t, line.record, line.storage).begin(t)
+		end()
+		<-line.record.setting
+		line.want(t, 5*time.Second, "2001:db8::1")
+	})
+}
+
+// The source fails while an update is to be tried again.
+func TestSourceFailsMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := newTimeline(t)
+		line.provider.fails = 1
+		line.source.become("2001:db8::1")
+		time.Sleep(3 * time.Second)
+		line.source.become("")
+		line.want(t, time.Hour)
+		line.source.mu.Lock()
+		asked := line.source.asked
+		line.source.mu.Unlock()
+		if atMost := int(time.Hour/watchInterval) + 10; asked > atMost {
+			t.Errorf("the source was asked %d times in an hour, want at most %d", asked, atMost)
+		}
+	})
+}
+
+// Whatever the provider refuses is tried again after longer and longer pauses, also if it
+// is another address each time.
+func TestBackoffOutlivesAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := newTimeline(t)
+		line.provider.fails = 1000
+		for range 600 {
+			line.source.become("2001:db8::1")
+			time.Sleep(3 * time.Second)
+			line.source.become("2001:db8::2")
+			time.Sleep(3 * time.Second)
+		}
+		tries := line.tries()
+		wantBackoff(t, tries, watchInterval)
+		if len(tries) < 10 {
+			t.Errorf("%d tries in an hour", len(tries))
+		}
+	})
+}
+
+// Two machines that use one key make an address go to and fro. A few times the record
+// follows, and then less and less often. After a rest it follows again.
+func TestUnsettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := newTimeline(t)
+		for range 600 {
+			line.source.become("2001:db8::1")
+			time.Sleep(3 * time.Second)
+			line.source.become("2001:db8::2")
+			time.Sleep(3 * time.Second)
+		}
+		tries := line.tries()
+		if len(tries) < 10 {
+			t.Fatalf("%d updates in an hour", len(tries))
+		}
+		wantBackoff(t, tries[changesAtOnce-1:], 2*watchInterval+3*time.Second) // it is another one for 3 s
+		if complaints := line.logs.FilterMessageSnippet("too often").Len(); complaints == 0 {
+			t.Error("nothing is said about it")
+		}
+		time.Sleep(time.Hour)
+		before := len(line.tries())
+		line.source.become("2001:db8::3")
+		time.Sleep(watchInterval)
+		synctest.Wait()
+		if got := len(line.tries()) - before; got != 1 {
+			t.Errorf("%d updates after a rest", got)
+		}
+	})
+}
+
+// A failure that lasts is told once a day, one that passes is not.
+func TestLastingFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := newTimeline(t)
+		line.source.become("")
+		time.Sleep(lastRetry - time.Minute)
+		line.source.become("2001:db8::1")
+		line.want(t, 5*time.Second, "2001:db8::1")
+		if want := []string{"ddns.updated 2001:db8::1 <nil>"}; !slices.Equal(line.events, want) {
+			t.Errorf("the events are %q, want %q", line.events, want)
+		}
+		line.source.become("")
+		time.Sleep(50 * time.Hour)
+		synctest.Wait()
+		if want := "ddns.failed invalid IP nobody knows"; len(line.events) != 4 || line.events[3] != want {
+			t.Errorf("the events after 50 hours are %q, want three of %q", line.events[1:], want)
+		}
+		if line.record.failed != 3 {
+			t.Errorf("%d are counted, want 3", line.record.failed)
+		}
+		if warnings := line.logs.FilterMessageSnippet("its address is not known").Len(); warnings != 4 {
+			t.Errorf("%d warnings, want one for each time and day", warnings)
+		}
+	})
+}
+
+// Through restarts a record is set each day, and if DNS shows another address. What DNS
+// shows is not enough: the machine's DNS server may have a line of its own for the name.
+func TestRestarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := &certmagic.FileStorage{Path: t.TempDir()}
+		start := func(dns, address string) (line *timeline, end func()) {
+			line = resume(t, newRecord(make(chan struct{}, 1)), storage)
+			line.dns = netip.MustParseAddr(dns)
+			line.source.become(address)
+			return line, line.begin(t)
+		}
+		first, end := start("2001:db8::1", "2001:db8::1")
+		first.want(t, time.Second, "2001:db8::1")
+		end()
+		for range 4 {
+			line, end := start("2001:db8::1", "2001:db8::1")
+			line.want(t, 5*time.Hour)
+			end()
+		}
+		time.Sleep(5 * time.Hour)
+		day, end := start("2001:db8::1", "2001:db8::1")
+		day.want(t, time.Second, "2001:db8::1")
+		end()
+		other, end := start("2001:db8::9", "2001:db8::1")
+		other.want(t, time.Second, "2001:db8::1")
+		end()
+		moved, end := start("2001:db8::1", "2001:db8::2")
+		moved.want(t, time.Second, "2001:db8::2")
+		end()
+	})
+}
+
+// A name that no configuration has had for a while may have been set by somebody else.
+func TestComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := newTimeline(t)
+		line.source.become("2001:db8::1")
+		line.want(t, 5*time.Second, "2001:db8::1")
+		again := resume(t, line.record, line.storage)
+		again.source.become("2001:db8::1")
+		again.dns = netip.MustParseAddr("2001:db8::9")
+		line.record.end(line.updater)
+		again.begin(t)
+		again.want(t, 5*time.Second, "2001:db8::1")
+	})
+}
+
+// DNS is asked at the start, and not as long as the new address does not answer.
+func TestDNSIsAskedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := &certmagic.FileStorage{Path: t.TempDir()}
+		line := resume(t, newRecord(make(chan struct{}, 1)), storage)
+		line.storeSet(t.Context(), netip.MustParseAddr("2001:db8::1"), time.Now())
+		line.dns = netip.MustParseAddr("2001:db8::9")
+		line.source.become("2001:db8::1")
+		line.provider.fails = 1000
+		line.begin(t)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if line.asked != 1 {
+			t.Errorf("DNS was asked %d times", line.asked)
+		}
+	})
 }
