@@ -193,13 +193,14 @@ type changes struct {
 	last time.Time
 	row  int // that came soon one after the other
 	wait backoff
+	said bool // that there is a wait
 }
 
 func (c *changes) add() {
 	if time.Since(c.last) > 2*lastRetry {
 		c.row, c.wait = 0, backoff{}
 	}
-	c.last = time.Now()
+	c.last, c.said = time.Now(), false
 	if c.row++; c.row >= changesAtOnce {
 		c.wait.failed()
 	}
@@ -241,7 +242,11 @@ func (u *updater) once(ctx context.Context) time.Duration {
 		return interval
 	}
 	if wait := u.changes.wait.left(); wait > 0 {
-		u.complain("the record stays as it is for a while, since it was set too often", address, errUnsettled)
+		if !u.changes.said {
+			u.changes.said = true
+			u.logger.Warn("the record stays as it is for a while, since its address changes again and again; do two machines use the same key or the same name?",
+				zap.Stringer("address", address), zap.Duration("wait", wait))
+		}
 		return min(wait, interval)
 	}
 	if err := u.answers(ctx, address); err != nil {
@@ -261,9 +266,6 @@ func (u *updater) once(ctx context.Context) time.Duration {
 	u.emit("ddns.updated", u, address, nil)
 	return interval
 }
-
-// errUnsettled says why an address is not published.
-var errUnsettled = errors.New("its address changes again and again; do two machines use the same key or the same name?")
 
 // complain logs what is wrong, each thing once a day.
 func (u *updater) complain(message string, address netip.Addr, err error) {
