@@ -25,7 +25,7 @@ declare -A package=(
 	[ip]=iproute2 [nft]=nftables [wg]=wireguard-tools [setpriv]=util-linux
 	[sshd]=openssh-server [ssh]=openssh-client [syslog-ng]=syslog-ng-core
 	[apache2]=apache2-bin [curl]=curl [iperf3]=iperf3 [goaccess]=goaccess
-	[fail2ban-regex]=fail2ban [tmux]=tmux [ping]=iputils-ping [openssl]=openssl [dig]=bind9-dnsutils [dehydrated]=dehydrated [gcc]="gcc libc6-dev"
+	[fail2ban-regex]=fail2ban [tmux]=tmux [ping]=iputils-ping [openssl]=openssl [dig]=bind9-dnsutils [dehydrated]=dehydrated [gcc]="gcc libc6-dev" [systemd-analyze]=systemd
 )
 
 PATH=$PATH:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
