@@ -5,6 +5,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,13 +19,16 @@ const forever = math.MaxUint32
 // which the third is when the address was made, in hundredths of a second since the boot.
 const cacheInfoSize = 16
 
-// uptime is the time since the boot as struct ifa_cacheinfo has it.
-func uptime() uint32 {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return 0
+// uptime is the time since the boot as struct ifa_cacheinfo has it, if it has it whole:
+// kernels of 32 bits begin anew every few days.
+func uptime() (now uint32, ok bool) {
+	var name unix.Utsname
+	var clock unix.Timespec
+	if unix.Uname(&name) != nil || unix.ClockGettime(unix.CLOCK_MONOTONIC, &clock) != nil {
+		return 0, false
 	}
-	return uint32(now.Nano() / int64(10*time.Millisecond))
+	machine := unix.ByteSliceToString(name.Machine[:])
+	return uint32(clock.Nano() / int64(10*time.Millisecond)), strings.Contains(machine, "64") || machine == "s390x"
 }
 
 // addressesOf asks the kernel, which knows more of an address than package net tells.
@@ -33,7 +37,7 @@ func addressesOf(device *net.Interface) (addresses []interfaceAddress, err error
 	if err != nil {
 		return nil, err
 	}
-	now := uptime()
+	now, aged := uptime()
 	messages, err := syscall.ParseNetlinkMessage(table)
 	if err != nil {
 		return nil, err
@@ -63,7 +67,7 @@ func addressesOf(device *net.Interface) (addresses []interfaceAddress, err error
 				flags = nativeUint32(attribute.Value)
 			case unix.IFA_CACHEINFO:
 				address.permanent = nativeUint32(attribute.Value) == forever // the preferred lifetime
-				if len(attribute.Value) >= cacheInfoSize {
+				if aged && len(attribute.Value) >= cacheInfoSize {
 					address.age = now - nativeUint32(attribute.Value[8:])
 				}
 			}

@@ -65,7 +65,8 @@ func (a *interfaceAddress) network() netip.Prefix {
 
 // choose takes a public address that stays: a permanent one if there is one, and else one
 // of the network that came last: a router that has restarted may not know that its former
-// prefix is to be taken back (RFC 8978). Of several it is the least, so that it is the same
+// prefix is to be taken back (RFC 8978). If it gets the former one again, the one between
+// them counts until it is deprecated. Of several it is the least, so that it is the same
 // one each time.
 func choose(name string, is4 bool, addresses []interfaceAddress) (netip.Addr, error) {
 	var usable []interfaceAddress
