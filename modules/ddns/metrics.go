@@ -5,7 +5,7 @@ import (
 )
 
 var (
-	updatesMetric = prometheus.NewDesc("caddy_ddns_updates_total", "Counts the attempts to set a record, by their result.", []string{"domain", "type", "result"}, nil)
+	updatesMetric = prometheus.NewDesc("caddy_ddns_updates_total", "Counts how often a record was set, and how often that failed or lasting trouble kept it from being set.", []string{"domain", "type", "result"}, nil)
 	successMetric = prometheus.NewDesc("caddy_ddns_last_success_timestamp_seconds", "When a record was last set.", []string{"domain", "type"}, nil)
 )
 

@@ -57,9 +57,9 @@ type target struct {
 type record struct {
 	mu              sync.Mutex
 	published       netip.Addr // invalid: not known
+	former          netip.Addr // what was published, if that is not known any more
 	doubtful        bool       // it may be another, so DNS is not to be believed either
 	at              time.Time  // when it was last set
-	settings        string     // with which it was set
 	updated, failed uint64
 
 	// owners are the updaters of configurations that are in force, or are not yet out
@@ -76,8 +76,9 @@ func newRecord(setting chan struct{}) *record { return &record{setting: setting}
 func (r *record) begin(u *updater) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	former := r.owner()
 	r.owners = append(r.owners, u)
-	r.inherit()
+	r.handOver(former)
 }
 
 // end takes an updater's say away. If nobody looks after the record any more, what is
@@ -85,40 +86,57 @@ func (r *record) begin(u *updater) {
 func (r *record) end(u *updater) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	former := r.owner()
 	r.owners = slices.DeleteFunc(r.owners, func(other *updater) bool { return other == u })
 	if len(r.owners) == 0 {
-		r.published, r.doubtful, r.at, r.settings = netip.Addr{}, false, time.Time{}, ""
+		r.published, r.former, r.doubtful, r.at = netip.Addr{}, netip.Addr{}, false, time.Time{}
 		return
 	}
-	r.inherit()
+	r.handOver(former)
 }
 
-// inherit lets the last owner, if its settings are others, set the record anew. r.mu is
-// held.
-func (r *record) inherit() {
-	settings := r.owners[len(r.owners)-1].settings
-	if r.settings != "" && r.settings != settings {
-		r.published, r.doubtful = netip.Addr{}, true
+// owner is who has the say, or nil. r.mu is held.
+func (r *record) owner() *updater {
+	if len(r.owners) == 0 {
+		return nil
 	}
-	r.settings = settings
+	return r.owners[len(r.owners)-1]
+}
+
+// handOver lets an owner with other settings than the former one's set the record anew.
+// r.mu is held.
+func (r *record) handOver(former *updater) {
+	if former != nil && former.settings != r.owner().settings {
+		r.published, r.former, r.doubtful = netip.Addr{}, netip.Addr{}, true
+	}
 }
 
 // isOf tells whether an updater has the say.
 func (r *record) isOf(u *updater) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.is(u)
+	return r.owner() == u
 }
-
-// is does so with r.mu held.
-func (r *record) is(u *updater) bool { return len(r.owners) > 0 && r.owners[len(r.owners)-1] == u }
 
 // doubt is for what may be set from now on, or not.
 func (r *record) doubt() (former netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	former, r.published, r.doubtful = r.published, netip.Addr{}, true
-	return former
+	if r.published.IsValid() {
+		r.former = r.published
+	}
+	r.published, r.doubtful = netip.Addr{}, true
+	return r.former
+}
+
+// set is for what an updater has set, or found to be so. It is of no account if it has
+// done so with other settings than those that are in force.
+func (r *record) set(u *updater, address netip.Addr, at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if owner := r.owner(); owner != nil && owner.settings == u.settings {
+		r.published, r.former, r.doubtful, r.at = address, netip.Addr{}, false, at
+	}
 }
 
 var (
@@ -164,11 +182,11 @@ type updater struct {
 	failing time.Time // since when nothing but complaints has come
 	toldAt  time.Time // when that was told as a failure
 
-	source     backoff    // of asking for the address
-	tried      netip.Addr // the last address that was asked whether it answers
-	unanswered backoff    // of asking it
-	refused    backoff    // of asking the provider
-	changes    changes
+	source  backoff    // of asking for the address
+	silent  netip.Addr // the last address that did not answer
+	ask     backoff    // of asking it
+	refused backoff    // of asking the provider
+	changes changes
 }
 
 // backoff is a time to wait, which doubles.
@@ -209,7 +227,7 @@ func (c *changes) add() {
 // run does so until ctx is done, whenever the updater has the say.
 func (u *updater) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		wait := u.from.interval()
+		wait := watchInterval
 		if u.record.isOf(u) {
 			wait = u.once(ctx)
 		}
@@ -231,10 +249,11 @@ func (u *updater) once(ctx context.Context) time.Duration {
 		return min(u.source.failed(), interval)
 	}
 	u.source = backoff{}
-	if address != u.tried {
-		u.tried, u.unanswered = address, backoff{}
+	wait := u.refused.left()
+	if address == u.silent {
+		wait = max(wait, u.ask.left())
 	}
-	if wait := max(u.unanswered.left(), u.refused.left()); wait > 0 {
+	if wait > 0 {
 		return min(wait, interval)
 	}
 	if u.isRight(ctx, address) {
@@ -252,8 +271,12 @@ func (u *updater) once(ctx context.Context) time.Duration {
 	if err := u.answers(ctx, address); err != nil {
 		u.complain("the record stays as it is, since the new address does not answer", address, err)
 		u.tellLasting(address, err)
-		return min(u.unanswered.failed(), interval)
+		if address != u.silent {
+			u.silent, u.ask = address, backoff{}
+		}
+		return min(u.ask.failed(), interval)
 	}
+	u.silent = netip.Addr{}
 	if err := u.publish(ctx, address); err != nil {
 		if ctx.Err() != nil || !u.record.isOf(u) {
 			return interval
@@ -267,14 +290,16 @@ func (u *updater) once(ctx context.Context) time.Duration {
 	return interval
 }
 
-// complain logs what is wrong, each thing once a day.
+// complain logs what is wrong, each thing once a day, and once each time that it begins
+// if that is not too often.
 func (u *updater) complain(message string, address netip.Addr, err error) {
 	now := time.Now()
 	if u.failing.IsZero() {
 		u.failing = now
 	}
-	said := message + err.Error()
-	if said == u.said && now.Sub(u.saidAt) < refreshInterval {
+	said, ago := message+err.Error(), now.Sub(u.saidAt)
+	begins := u.saidAt.Before(u.failing) && ago >= lastRetry
+	if said == u.said && !begins && ago < refreshInterval {
 		return
 	}
 	u.said, u.saidAt = said, now
@@ -303,8 +328,7 @@ func (u *updater) tell(address netip.Addr, err error) {
 
 // content is for a record that is right.
 func (u *updater) content() {
-	u.said, u.failing, u.toldAt = "", time.Time{}, time.Time{}
-	u.unanswered, u.refused = backoff{}, backoff{}
+	u.failing, u.toldAt, u.refused = time.Time{}, time.Time{}, backoff{}
 }
 
 // isRight tells whether the record has the address, so that nothing is to be done. At the
@@ -316,16 +340,19 @@ func (u *updater) isRight(ctx context.Context, address netip.Addr) bool {
 	if published.IsValid() || doubtful {
 		return published == address && isToday(at)
 	}
-	last := u.lastSet(ctx)
-	if last.Address != address || !isToday(last.Set) {
-		return false
-	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
+	last := u.lastSet(ctx)
+	if last.Address != address {
+		return false
+	}
 	if now, err := u.inDNS(ctx); err != nil || now != address {
 		return false
 	}
-	u.remember(address, last.Set)
+	u.record.set(u, address, last.Set)
+	if !isToday(last.Set) {
+		return false
+	}
 	u.logger.Info("the record is right already", zap.Stringer("address", address))
 	return true
 }
@@ -337,22 +364,13 @@ func isToday(at time.Time) bool {
 	return 0 <= ago && ago < refreshInterval
 }
 
-func (u *updater) remember(address netip.Addr, set time.Time) {
-	u.record.mu.Lock()
-	defer u.record.mu.Unlock()
-	if !u.record.is(u) {
-		return // another configuration sets it by now
-	}
-	u.record.published, u.record.doubtful, u.record.at = address, false, set
-}
-
-// answers returns why an address cannot be published. One that is published is not
-// doubted.
+// answers returns why an address cannot be published. One that is published, or was when
+// last that was known, is not doubted.
 func (u *updater) answers(ctx context.Context, address netip.Addr) error {
 	u.record.mu.Lock()
-	published := u.record.published
+	published := address == u.record.published || address == u.record.former
 	u.record.mu.Unlock()
-	if u.check == noCheck || address == published {
+	if u.check == noCheck || published {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
@@ -384,6 +402,7 @@ func (u *updater) publish(ctx context.Context, address netip.Addr) error {
 		return err
 	}
 	former := u.record.doubt()
+	u.forgetSet(ctx)
 	records := []libdns.Record{libdns.Address{Name: libdns.RelativeName(t.name+".", zone), TTL: t.ttl, IP: address}}
 	if _, err := t.provider.SetRecords(ctx, zone, records); err != nil {
 		return errors.New(t.hide.Replace(err.Error()))
@@ -392,7 +411,7 @@ func (u *updater) publish(ctx context.Context, address netip.Addr) error {
 	u.record.updated++
 	u.record.mu.Unlock()
 	now := time.Now()
-	u.remember(address, now)
+	u.record.set(u, address, now)
 	u.storeSet(ctx, address, now)
 	u.changes.add()
 	fields := []zap.Field{zap.Stringer("address", address)}

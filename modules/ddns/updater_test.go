@@ -314,9 +314,15 @@ func TestOtherSettingsSetAnew(t *testing.T) {
 	if third.isRight(t.Context(), address) {
 		t.Error("what other settings have set is right")
 	}
-	second.remember(address, time.Now()) // late
+	r.set(second, address, time.Now()) // late
 	if r.published.IsValid() {
 		t.Error("the former configuration has a say")
+	}
+	fourth := &updater{record: r, settings: "two"}
+	r.begin(fourth)
+	r.set(third, address, time.Now()) // late as well, but it is what the fourth would set
+	if r.published != address {
+		t.Error("the fourth configuration would set it once more")
 	}
 }
 
@@ -338,19 +344,22 @@ func TestTheLaterConfigurationHasTheSay(t *testing.T) {
 	})
 }
 
-// While the provider is busy for one configuration, which heeds no end, another one takes
-// over: it is not held up in its own end.
+// The provider is busy for a configuration that heeds no end. Another one waits for it,
+// and its own end is not held up.
 func TestBusyProvider(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		line := newTimeline(t)
 		line.record.setting <- struct{}{}
 		line.source.become("2001:db8::1")
-		time.Sleep(time.Minute)
 		line.want(t, time.Minute)
-		end := resume(t, line.record, line.storage).begin(t)
+		other := resume(t, line.record, line.storage)
+		other.source.become("2001:db8::2")
+		end := other.begin(t)
+		other.want(t, time.Minute)
 		end()
 		<-line.record.setting
 		line.want(t, 5*time.Second, "2001:db8::1")
+		other.want(t, 0)
 	})
 }
 
@@ -495,20 +504,99 @@ func TestComesBack(t *testing.T) {
 	})
 }
 
-// DNS is asked at the start, and not as long as the new address does not answer.
-func TestDNSIsAskedOnce(t *testing.T) {
+// DNS is asked at the start. As long as an address does not answer, it is asked as seldom
+// as that is, and not at all while the provider refuses: who knows what it has done.
+func TestDNSIsAskedSeldom(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		prepare func(*timeline)
+		atMost  int
+	}{
+		{"refused", func(line *timeline) { line.provider.fails = 1000 }, 1},
+		{"no answer", func(line *timeline) {
+			line.check = 1 // where nothing listens
+		}, 20},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				line := resume(t, newRecord(make(chan struct{}, 1)), &certmagic.FileStorage{Path: t.TempDir()})
+				line.family = families[0]
+				line.storeSet(t.Context(), netip.MustParseAddr("127.0.0.1"), time.Now())
+				line.dns = netip.MustParseAddr("192.0.2.1")
+				line.source.become("127.0.0.1")
+				test.prepare(line)
+				line.begin(t)
+				line.want(t, time.Hour)
+				if line.asked == 0 || line.asked > test.atMost {
+					t.Errorf("DNS was asked %d times, want 1 to %d", line.asked, test.atMost)
+				}
+			})
+		})
+	}
+}
+
+// Of two machines that use one key, one does not answer. It is not asked each time that it
+// is seen, nor complained of.
+func TestSilentInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := newTimeline(t)
+		line.family, line.check = families[0], 1 // where nothing listens
+		line.record.published = netip.MustParseAddr("192.0.2.1")
+		for range 600 {
+			line.source.become("192.0.2.1")
+			time.Sleep(3 * time.Second)
+			line.source.become("127.0.0.1")
+			time.Sleep(3 * time.Second)
+		}
+		if asked := line.ask.next; asked != lastRetry {
+			t.Errorf("the pause is %s, want %s", asked, lastRetry)
+		}
+		if complaints := line.logs.FilterMessageSnippet("does not answer").Len(); complaints < 10 || complaints > 15 {
+			t.Errorf("%d complaints in an hour, want one in 5 minutes", complaints)
+		}
+		if len(line.tries()) > 0 {
+			t.Errorf("the provider has been told %q", line.provider.set)
+		}
+	})
+}
+
+// Each day a record is set, whether it answers or not: after a restart, and after the
+// provider has failed.
+func TestPublishedIsNotChecked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &certmagic.FileStorage{Path: t.TempDir()}
 		line := resume(t, newRecord(make(chan struct{}, 1)), storage)
-		line.storeSet(t.Context(), netip.MustParseAddr("2001:db8::1"), time.Now())
-		line.dns = netip.MustParseAddr("2001:db8::9")
-		line.source.become("2001:db8::1")
-		line.provider.fails = 1000
+		line.family, line.check = families[0], 1 // where nothing listens
+		address := netip.MustParseAddr("127.0.0.1")
+		line.storeSet(t.Context(), address, time.Now().Add(-25*time.Hour))
+		line.dns = address
+		line.source.become("127.0.0.1")
+		line.provider.fails = 1
 		line.begin(t)
-		time.Sleep(time.Hour)
+		time.Sleep(time.Minute)
 		synctest.Wait()
-		if line.asked != 1 {
-			t.Errorf("DNS was asked %d times", line.asked)
+		if want := []string{"duckdns.org. example A 127.0.0.1"}; !slices.Equal(line.provider.set, want) {
+			t.Errorf("the provider has been told %q, want %q", line.provider.set, want)
 		}
+	})
+}
+
+// What was being set when the process ended may have been set.
+func TestDoubtOutlivesTheProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := &certmagic.FileStorage{Path: t.TempDir()}
+		first := resume(t, newRecord(make(chan struct{}, 1)), storage)
+		first.source.become("2001:db8::1")
+		end := first.begin(t)
+		first.want(t, time.Second, "2001:db8::1")
+		first.provider.fails = 1
+		first.source.become("2001:db8::2")
+		first.want(t, 3*time.Second, "2001:db8::1")
+		end()
+		next := resume(t, newRecord(make(chan struct{}, 1)), storage)
+		next.source.become("2001:db8::1")
+		next.dns = netip.MustParseAddr("2001:db8::1") // as a resolver remembers it
+		next.begin(t)
+		next.want(t, time.Second, "2001:db8::1")
 	})
 }
