@@ -53,8 +53,7 @@ func New() *Bind {
 // and returns the port that it got. The next Open of that port takes these
 // sockets over. A second Prepare closes what the first one opened.
 func (b *Bind) Prepare(port uint16) (uint16, error) {
-	bind := conn.NewDefaultBind()
-	receives, actual, err := bind.Open(port)
+	bind, receives, actual, err := openFamilies(port)
 	if err != nil {
 		return 0, listenError(port, err)
 	}
@@ -92,10 +91,11 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		b.current, b.prepared = p.bind, nil
 		return b.watch(p.receives), p.port, nil
 	}
-	receives, actual, err := b.current.Open(port)
+	bind, receives, actual, err := openFamilies(port)
 	if err != nil {
 		return nil, 0, listenError(port, err)
 	}
+	b.current = bind
 	b.fragments = forbidFragments(b.current)
 	return b.watch(receives), actual, nil
 }

@@ -48,6 +48,9 @@ type udpSocket struct {
 // by name and type, so that another version of wireguard-go brings an error,
 // which a test looks for, and nothing worse.
 func socketsOf(bind conn.Bind) ([]udpSocket, error) {
+	if both, ok := bind.(*families); ok {
+		bind = both.Bind
+	}
 	standard, ok := bind.(*conn.StdNetBind)
 	if !ok {
 		return nil, fmt.Errorf("%T: %w", bind, errors.ErrUnsupported)
