@@ -3,6 +3,7 @@ package tests
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"strconv"
 	"testing"
@@ -134,7 +135,8 @@ type tunnelStatus struct {
 	Stack string `json:"stack"`
 	MTU   int    `json:"mtu"`
 	Peers []struct {
-		PathMTU int `json:"path_mtu"` // 0: not known
+		Endpoint netip.AddrPort `json:"endpoint"`
+		PathMTU  int            `json:"path_mtu"` // 0: not known
 	} `json:"peers"`
 }
 

@@ -2,6 +2,7 @@ package tests
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -148,4 +149,72 @@ func TestRelayMoves(t *testing.T) {
 	testnet.Eventually(t, 2*time.Minute, echo)
 	figure(t, "VM with another address behind its name, our binary at home, keepalive %d s: first connection after %.0f s.",
 		keepalive, time.Since(begin).Seconds())
+}
+
+// TestIPv6IsTakenAgain has a home, our binary, that calls the VM by IPv4 since IPv6 did not
+// work when it began, as after a reboot. When it works, home comes over to it, so that the
+// VM sees its prefix. Until then, and while it does, a connection that is open stays as
+// quick as it was.
+func TestIPv6IsTakenAgain(t *testing.T) {
+	w := newWorld(t)
+	w.relay.UseBinary(testnet.FastCaddy(t))
+	w.Home.SetHosts(t, map[string]string{
+		testnet.Endpoint:                  testnet.RelayIP,
+		strings.ToUpper(testnet.Endpoint): testnet.RelayIP6, // a second line for the name
+	})
+	const closed = `
+table ip6 closed {
+	chain forward {
+		type filter hook forward priority filter
+		meta l4proto udp drop
+	}
+}`
+	w.Core.NFT(t, closed)
+	services.Echo(t, w.Home, ":7000", "")
+	w.relay.Start(t, w.ports(t))
+	home := startOwnHome(t, w, 25)
+	by := func(is4 bool) {
+		t.Helper()
+		testnet.Eventually(t, 60*time.Second, func() error {
+			if endpoint := w.status(t).Peers[0].Endpoint; !endpoint.IsValid() || endpoint.Addr().Unmap().Is4() != is4 {
+				return fmt.Errorf("home speaks from %s", endpoint)
+			}
+			return nil
+		})
+	}
+	by(true)
+	conn, err := w.Client.Dial(t.Context(), "tcp", testnet.RelayIP+":7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	longest := time.Duration(0)
+	echo := func() {
+		t.Helper()
+		begin, buf := time.Now(), []byte("hello")
+		conn.SetDeadline(begin.Add(60 * time.Second))
+		if _, err := conn.Write(buf); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, buf); err != nil || string(buf) != "hello" {
+			t.Fatalf("%q came back: %v", buf, err)
+		}
+		longest = max(longest, time.Since(begin))
+	}
+	// A first try, which is in vain.
+	for begin := time.Now(); time.Since(begin) < 8*time.Second; {
+		echo()
+	}
+	by(true)
+	w.Core.Output(t, "nft", "delete", "table", "ip6", "closed")
+	begin := time.Now()
+	for w.status(t).Peers[0].Endpoint.Addr().Unmap().Is4() {
+		if echo(); time.Since(begin) > 60*time.Second {
+			t.Fatal("home goes on to speak by IPv4")
+		}
+	}
+	took := time.Since(begin)
+	echo()
+	home.WaitLog(t, 0, "peer is called by IPv6 again", 20*time.Second)
+	figure(t, "Home has IPv6 again: the VM sees it after %.0f s; the longest echo in the meantime took %d ms.", took.Seconds(), longest.Milliseconds())
 }

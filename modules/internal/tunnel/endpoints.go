@@ -49,9 +49,13 @@ type endpointName struct {
 	retryAt time.Time
 	backoff time.Duration
 	failed  bool // the last attempt failed and was logged
+	told    bool // the log has an address that was tried since the peer answered last
+	ipv6    preference
 
 	// lookup gets the answer of the one that is under way; nil if none is.
 	lookup chan lookup
+	// forIPv6 is that the lookup is for the preference.
+	forIPv6 bool
 }
 
 // lookup is what has been found of an endpoint's name.
@@ -73,7 +77,12 @@ func (l *live) keep(ctx context.Context) {
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	beside.Go(func() { l.pokeHosts(ctx) })
-	beside.Go(func() { watchRoutes(ctx, l.wake) })
+	beside.Go(func() {
+		watchRoutes(ctx, func() {
+			l.routeChanges.Add(1)
+			l.wake()
+		})
+	})
 	var memory *endpointMemory
 	var stray stray
 	for {
@@ -123,8 +132,8 @@ func (l *live) statusByKey() map[PublicKey]PeerStatus {
 
 // keepEndpoints resolves the endpoints that are names: at once, and again
 // when handshakes go unanswered, because the name may mean another address by
-// now. It does not touch a peer that answers: where a peer speaks from is
-// where it is.
+// now. It does not touch a peer that answers, since where a peer speaks from is
+// where it is, but for trying IPv6 beside IPv4.
 func (l *live) keepEndpoints(ctx context.Context, beside *sync.WaitGroup, peers []Peer, names map[PublicKey]*endpointName, routes routes, status map[PublicKey]PeerStatus) {
 	wanted := make(map[PublicKey]bool)
 	for i := range peers {
@@ -150,7 +159,15 @@ func (l *live) keepEndpoints(ctx context.Context, beside *sync.WaitGroup, peers 
 func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *Peer, e *endpointName, cut bool, status PeerStatus) {
 	now := time.Now()
 	if e.lookup == nil {
-		if e.due(now, peer, cut, status, l.bind.UnansweredSince(status.Endpoint)) {
+		if !e.setAt.IsZero() && status.LastHandshake.After(e.setAt) {
+			if e.told {
+				l.log().Info("peer answers", zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Stringer("address", status.Endpoint))
+			}
+			e.told, e.tried = false, []netip.AddrPort{status.Endpoint}
+		}
+		due := e.due(now, peer, cut, status, l.bind.UnansweredSince(status.Endpoint))
+		e.forIPv6 = !due && l.prefersIPv6(now, peer, e, status)
+		if due || e.forIPv6 {
 			e.lookup = make(chan lookup, 1)
 			beside.Go(func() {
 				var found lookup
@@ -173,6 +190,10 @@ func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *P
 		e.lookup = nil
 	default:
 		return // a slow resolver holds nobody else up
+	}
+	if e.forIPv6 {
+		l.tryIPv6(now, peer, e, found, status)
+		return
 	}
 	if found.err != nil {
 		e.backoff = min(max(2*e.backoff, time.Second), resolveBackoffMax)
@@ -203,6 +224,10 @@ func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *P
 		l.calls.handshake(l.device, peer.PublicKey)
 	}
 	l.wake() // for the keepalive, which begins a handshake as well, and for followRoutes
+	if e.told {
+		return // a peer that is away is tried at one address after the other
+	}
+	e.told = !first
 	l.log().Info("peer's endpoint resolved",
 		zap.String("peer", peer.Name), zap.String("endpoint", e.name), zap.Stringer("address", endpoint))
 }
@@ -223,6 +248,9 @@ func (e *endpointName) due(now time.Time, peer *Peer, cut bool, status PeerStatu
 	}
 	if now.Sub(e.setAt) < unansweredAfter {
 		return false
+	}
+	if !unanswered.IsZero() && unanswered.Before(e.setAt) {
+		unanswered = e.setAt // it is from when it was called there before
 	}
 	if unanswered.After(status.LastHandshake) {
 		return now.Sub(unanswered) > unansweredAfter

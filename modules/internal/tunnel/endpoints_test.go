@@ -30,6 +30,8 @@ func TestNameIsDue(t *testing.T) {
 		{"idle, and its session has ended under keepalives", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(200), Sent: 2000}, time.Time{}, false, true},
 		{"a handshake is under way", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100), Sent: 2000}, ago(3), false, false},
 		{"a handshake goes unanswered", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100), Sent: 2000}, ago(20), false, true},
+		{"it has left one unanswered when it was called there before", endpointName{name: set.name, setAt: ago(5)}, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100), Sent: 2000}, ago(5000), false, false},
+		{"and leaves one unanswered now", endpointName{name: set.name, setAt: ago(7)}, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100), Sent: 2000}, ago(5000), false, true},
 		{"the peer has called since", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(5), Sent: 2000}, ago(20), false, false},
 		{"another address was just taken", endpointName{name: set.name, setAt: ago(5)}, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(100)}, ago(20), false, false},
 		{"there is no route to it any more", set, 25 * time.Second, PeerStatus{Endpoint: there, LastHandshake: ago(5), Sent: 2000}, time.Time{}, true, true},

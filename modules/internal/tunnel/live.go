@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,8 +35,12 @@ type live struct {
 	port   uint16  // the port in use, never 0
 	paths  *paths
 
-	calls    *calls
-	lookups  chan struct{} // has room for those that are under way
+	calls   *calls
+	lookups chan struct{} // has room for those that are under way
+
+	// routeChanges counts the times that this host's routes have changed.
+	routeChanges atomic.Uint64
+
 	stalls   *stalls
 	repeater *repeater
 	pokes    chan netip.Addr

@@ -102,7 +102,7 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 
 // watch wraps the functions that receive from sockets which have been opened.
 func (b *Bind) watch(receives []conn.ReceiveFunc) []conn.ReceiveFunc {
-	return b.lasting(b.strays.watch(b.resender.watch(receives)))
+	return b.lasting(b.strays.watch(b.resender.watch(b, receives)))
 }
 
 // Close implements conn.Bind. Prepared sockets stay open: wireguard-go closes
@@ -130,7 +130,9 @@ func (b *Bind) MayFragment() error {
 // address is gone at which the peer has called, it is sent from another.
 func (b *Bind) Send(bufs [][]byte, endpoint conn.Endpoint) error {
 	bind := b.bind()
-	b.resender.sent(bind, bufs, endpoint)
+	if diverted := b.resender.sent(bind, bufs, endpoint); diverted != nil && bind.Send(bufs, diverted) == nil {
+		return nil
+	}
 	err := bind.Send(bufs, endpoint)
 	if err != nil && sourceLost(err, endpoint.SrcIP()) {
 		endpoint = anySource(bind, endpoint)

@@ -162,8 +162,9 @@ func TestInitiationIsSentAgainUntilAnswered(t *testing.T) {
 	}
 }
 
-// answerThrough sends an answer and receives it as wireguard-go would.
-func answerThrough(t *testing.T, receives []conn.ReceiveFunc, other *net.UDPConn, b *Bind, answer []byte) {
+// answerThrough sends an answer and receives it as wireguard-go would, which is told where
+// it came from.
+func answerThrough(t *testing.T, receives []conn.ReceiveFunc, other *net.UDPConn, b *Bind, answer []byte) conn.Endpoint {
 	t.Helper()
 	if err := b.Send([][]byte{[]byte("where am I?")}, endpointOf(t, b, other)); err != nil {
 		t.Fatal(err)
@@ -183,6 +184,7 @@ func answerThrough(t *testing.T, receives []conn.ReceiveFunc, other *net.UDPConn
 	if n, err := receives[0](packets, sizes, endpoints); err != nil || n == 0 {
 		t.Fatalf("%d packets: %v", n, err)
 	}
+	return endpoints[0]
 }
 
 func TestOnlyInitiationsAreSentAgain(t *testing.T) {
@@ -200,5 +202,106 @@ func TestOnlyInitiationsAreSentAgain(t *testing.T) {
 	}
 	if len(b.resender.waiting) != 0 {
 		t.Errorf("%d wait", len(b.resender.waiting))
+	}
+}
+
+// An initiation that is diverted goes to the other address, and when nothing answers there
+// to its own. The next one is not diverted.
+func TestDivert(t *testing.T) {
+	b := New()
+	open(t, b, 0)
+	own, other := reader(t), reader(t)
+	address := func(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
+	if err := b.Divert(address(own), address(other)); err != nil {
+		t.Fatal(err)
+	}
+	data := message(4, 32, 4, 7)
+	first, second := message(initiationType, initiationSize, 4, 42), message(initiationType, initiationSize, 4, 43)
+	for _, m := range [][]byte{data, first, second} {
+		if err := b.Send([][]byte{m}, endpointOf(t, b, own)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, _ := mustRead(t, other); !bytes.Equal(got, first) {
+		t.Error("the other address gets something else than the first initiation")
+	}
+	if got, _ := mustRead(t, own); !bytes.Equal(got, data) {
+		t.Error("its own address does not get the data")
+	}
+	if got, _ := mustRead(t, own); !bytes.Equal(got, second) {
+		t.Error("its own address does not get the second initiation at once")
+	}
+	for copies := 0; ; copies++ {
+		got, _ := mustRead(t, own)
+		if bytes.Equal(got, first) {
+			break
+		}
+		if !bytes.Equal(got, second) || copies > 10 {
+			t.Fatal("its own address does not get the first initiation")
+		}
+	}
+}
+
+// A peer that answers where its initiation was diverted to has moved: what was on its way
+// from the former address does not take it back. If it answers there, it has not.
+func TestDivertedIsAnswered(t *testing.T) {
+	for _, moves := range []bool{true, false} {
+		b := New()
+		receives, _ := open(t, b, 0)
+		own, other := reader(t), reader(t)
+		address := func(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
+		if err := b.Divert(address(own), address(other)); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Send([][]byte{message(initiationType, initiationSize, 4, 42)}, endpointOf(t, b, own)); err != nil {
+			t.Fatal(err)
+		}
+		data, response := message(transportType, transportMin, 4, 7), message(responseType, responseSize, 8, 42)
+		from, want := own, own
+		if moves {
+			from, want = other, other
+		}
+		if got := answerThrough(t, receives, own, b, data); got.DstToString() != address(own).String() {
+			t.Errorf("before, data is from %s, want %s", got.DstToString(), address(own))
+		}
+		if got := answerThrough(t, receives, from, b, response); got.DstToString() != address(from).String() {
+			t.Errorf("the response is from %s, want %s", got.DstToString(), address(from))
+		}
+		if got := answerThrough(t, receives, own, b, data); got.DstToString() != address(want).String() {
+			t.Errorf("then data is from %s, want %s", got.DstToString(), address(want))
+		}
+		b.resender.mu.Lock()
+		for from, m := range b.resender.moves {
+			m.until = time.Now()
+			b.resender.moves[from] = m
+		}
+		b.resender.mu.Unlock()
+		if got := answerThrough(t, receives, own, b, data); got.DstToString() != address(own).String() {
+			t.Errorf("in the end data is from %s, want %s", got.DstToString(), address(own))
+		}
+	}
+}
+
+// A response goes to where the initiation came from, wherever the peer has been heard
+// since.
+func TestResponseGoesToTheCaller(t *testing.T) {
+	b := New()
+	receives, port := open(t, b, 0)
+	caller, heard := reader(t), reader(t)
+	copier := reader(t)
+	for _, from := range []*net.UDPConn{caller, copier} {
+		answerThrough(t, receives, from, b, message(initiationType, initiationSize, 4, 42))
+	}
+	response, other := message(responseType, responseSize, 8, 42), message(responseType, responseSize, 8, 43)
+	for _, m := range [][]byte{response, other} {
+		if err := b.Send([][]byte{m}, endpointOf(t, b, heard)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, from := mustRead(t, caller); !bytes.Equal(got, response) || from.Port() != port {
+		t.Errorf("the caller gets %x from %s", got[:1], from)
+	}
+	if got, _ := mustRead(t, heard); !bytes.Equal(got, other) {
+		t.Error("where the peer was heard, it gets the response to the caller")
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
 )
 
 // A crossing is noticed by what passes, in every order in which that can be.
@@ -34,13 +36,13 @@ func TestCrossing(t *testing.T) {
 		send(t, b, elsewhere, message(responseType, responseSize, 8, 7))
 	}
 	answer := func(_ *testing.T, b *Bind, _, _ netip.AddrPort) {
-		b.resender.received(message(responseType, responseSize, 8, index))
+		b.resender.received(message(responseType, responseSize, 8, index), new(conn.StdNetEndpoint))
 	}
 	refusal := func(_ *testing.T, b *Bind, _, _ netip.AddrPort) {
-		b.resender.received(message(cookieType, cookieSize, 4, index))
+		b.resender.received(message(cookieType, cookieSize, 4, index), new(conn.StdNetEndpoint))
 	}
 	other := func(_ *testing.T, b *Bind, _, _ netip.AddrPort) {
-		b.resender.received(message(responseType, responseSize, 8, index+1))
+		b.resender.received(message(responseType, responseSize, 8, index+1), new(conn.StdNetEndpoint))
 	}
 	passes := func(d time.Duration) step {
 		return func(_ *testing.T, b *Bind, to, _ netip.AddrPort) {
@@ -143,7 +145,7 @@ func TestCrossingIsSettledByACall(t *testing.T) {
 	}
 	send(message(initiationType, initiationSize, 4, 1))
 	send(message(responseType, responseSize, 8, 7))
-	b.resender.received(message(responseType, responseSize, 8, 1))
+	b.resender.received(message(responseType, responseSize, 8, 1), new(conn.StdNetEndpoint))
 	c := mustCross(t, crossings)
 	if c.Settled() {
 		t.Fatal("it is settled before anything has been done")
@@ -207,7 +209,7 @@ func TestCallsAreForgotten(t *testing.T) {
 			t.Fatal(err)
 		}
 		if answered {
-			b.resender.received(message(responseType, responseSize, 8, 42))
+			b.resender.received(message(responseType, responseSize, 8, 42), new(conn.StdNetEndpoint))
 		}
 		b.resender.mu.Lock()
 		i := b.resender.calling[addressOf(other).String()]

@@ -2,9 +2,11 @@ package wgbind
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -30,6 +32,9 @@ const (
 	// of its own (Rekey-Timeout, whitepaper, section 6.1).
 	resendLast = 5 * time.Second
 
+	// moveLasts is longer than what is on its way to an endpoint is.
+	moveLasts = 10 * time.Second
+
 	// resendMax bounds the initiations that wait for an answer. More are not
 	// sent again.
 	resendMax = 4096
@@ -50,6 +55,22 @@ type resender struct {
 
 	// unanswered is since when an endpoint has answered no initiation.
 	unanswered map[string]time.Time
+
+	// diverted is where the next initiation to an endpoint goes to.
+	diverted map[string]conn.Endpoint
+
+	// moves are those of peers that have answered such a one, by the endpoint which
+	// they had. moving is how many there are.
+	moves  map[string]move
+	moving atomic.Int32
+
+	callers [callersMax]caller
+}
+
+// move is a peer's from one endpoint to another.
+type move struct {
+	to    string
+	until time.Time
 }
 
 type initiation struct {
@@ -63,26 +84,31 @@ type initiation struct {
 	answered  bool
 	abandoned bool // by this end, which has answered a call from there
 	beside    bool // an answer to a call from there
+	diverted  conn.Endpoint
 	crossing  *Crossing
 }
 
 func (i *initiation) index() uint32 { return binary.LittleEndian.Uint32(i.datagram[4:]) }
 func (i *initiation) to() string    { return i.endpoint.DstToString() }
 
-// sent looks at what is sent.
-func (r *resender) sent(bind conn.Bind, bufs [][]byte, endpoint conn.Endpoint) {
+// sent looks at what is sent, and returns where it is to go instead, or nil.
+func (r *resender) sent(bind conn.Bind, bufs [][]byte, endpoint conn.Endpoint) conn.Endpoint {
 	if len(bufs) != 1 {
-		return
+		return nil
 	}
 	switch packet := bufs[0]; {
 	case len(packet) == initiationSize && packet[0] == initiationType:
-		r.remember(bind, packet, endpoint)
+		return r.remember(bind, packet, endpoint)
 	case len(packet) == responseSize && packet[0] == responseType:
 		r.abandon(endpoint)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.callerOf(packet, endpoint)
 	}
+	return nil
 }
 
-func (r *resender) remember(bind conn.Bind, packet []byte, endpoint conn.Endpoint) {
+func (r *resender) remember(bind conn.Bind, packet []byte, endpoint conn.Endpoint) conn.Endpoint {
 	i := &initiation{
 		datagram: slices.Clone(packet),
 		// The address from which the first one leaves may lead nowhere by now.
@@ -98,7 +124,7 @@ func (r *resender) remember(bind conn.Bind, packet []byte, endpoint conn.Endpoin
 		r.waiting, r.calling = make(map[uint32]*initiation), make(map[string]*initiation)
 	}
 	if max(len(r.waiting), len(r.calling)) >= resendMax {
-		return
+		return nil
 	}
 	if former := r.calling[to]; former != nil {
 		former.crossing.settle()
@@ -115,6 +141,9 @@ func (r *resender) remember(bind conn.Bind, packet []byte, endpoint conn.Endpoin
 		i.beside = true
 		r.judge(i)
 	}
+	i.diverted = r.diverted[to]
+	delete(r.diverted, to)
+	return i.diverted
 }
 
 func (r *resender) again(i *initiation) {
@@ -150,8 +179,8 @@ func (r *resender) forget(i *initiation) {
 	}
 }
 
-// received looks at what has arrived and at what it answers.
-func (r *resender) received(packet []byte) {
+// received looks at what has arrived from somewhere, and at what it answers.
+func (r *resender) received(packet []byte, from conn.Endpoint) {
 	var index uint32
 	refused := false
 	switch {
@@ -161,6 +190,11 @@ func (r *resender) received(packet []byte) {
 		// The other end is under load and wants the next one, with a cookie.
 		index = binary.LittleEndian.Uint32(packet[4:])
 		refused = true
+	case len(packet) == initiationSize && packet[0] == initiationType:
+		r.mu.Lock()
+		r.called(packet, from)
+		r.mu.Unlock()
+		return
 	default:
 		return
 	}
@@ -174,6 +208,13 @@ func (r *resender) received(packet []byte) {
 	if refused {
 		r.forget(i)
 		return
+	}
+	if i.diverted != nil && from.DstToString() == i.diverted.DstToString() {
+		if r.moves == nil {
+			r.moves = make(map[string]move)
+		}
+		r.moves[i.to()] = move{from.DstToString(), time.Now().Add(moveLasts)}
+		r.moving.Store(int32(len(r.moves)))
 	}
 	delete(r.waiting, index)
 	i.answered = true
@@ -189,6 +230,24 @@ func (b *Bind) UnansweredSince(endpoint netip.AddrPort) time.Time {
 	return b.resender.unanswered[endpoint.String()]
 }
 
+// Divert lets the next initiation to endpoint go to another address of the same peer. If it
+// is not answered from there, it goes to endpoint when it is sent again. So a peer that
+// answers at one address is tried at the other, and keeps its session whether that leads to
+// it or not: it is where its answer comes from.
+func (b *Bind) Divert(endpoint, other netip.AddrPort) error {
+	parsed, err := b.ParseEndpoint(other.String())
+	if err != nil {
+		return err
+	}
+	b.resender.mu.Lock()
+	defer b.resender.mu.Unlock()
+	if b.resender.diverted == nil || len(b.resender.diverted) >= resendMax {
+		b.resender.diverted = make(map[string]conn.Endpoint)
+	}
+	b.resender.diverted[endpoint.String()] = parsed
+	return nil
+}
+
 // stop forgets everything.
 func (r *resender) stop() {
 	r.mu.Lock()
@@ -201,16 +260,48 @@ func (r *resender) stop() {
 	}
 	clear(r.unanswered)
 	clear(r.replied)
+	clear(r.diverted)
+	clear(r.moves)
+	r.moving.Store(0)
 }
 
-// watch wraps receive functions so that answers are seen.
-func (r *resender) watch(receives []conn.ReceiveFunc) []conn.ReceiveFunc {
+// movedTo is where a peer is of which something has come from an endpoint that it has left,
+// or nil: what was on its way there then would take it back, and so this end, which takes
+// it back in turn, with as much on its way.
+func (r *resender) movedTo(bind conn.Bind, from conn.Endpoint) conn.Endpoint {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(r.moves, func(_ string, m move) bool { return now.After(m.until) })
+	r.moving.Store(int32(len(r.moves)))
+	moved, ok := r.moves[from.DstToString()]
+	if !ok {
+		return nil
+	}
+	to, err := bind.ParseEndpoint(moved.to)
+	if err != nil {
+		return nil
+	}
+	return to
+}
+
+// watch wraps a bind's receive functions so that answers are seen, and what is late.
+func (r *resender) watch(bind conn.Bind, receives []conn.ReceiveFunc) []conn.ReceiveFunc {
 	watched := make([]conn.ReceiveFunc, len(receives))
 	for i, receive := range receives {
 		watched[i] = func(packets [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
 			n, err := receive(packets, sizes, endpoints)
 			for j := range n {
-				r.received(packets[j][:sizes[j]])
+				if sizes[j] == 0 {
+					continue
+				}
+				r.received(packets[j][:sizes[j]], endpoints[j])
+				if r.moving.Load() == 0 {
+					continue
+				}
+				if to := r.movedTo(bind, endpoints[j]); to != nil {
+					endpoints[j] = to
+				}
 			}
 			return n, err
 		}
