@@ -98,6 +98,10 @@ http://:`+port+` {
 		}
 		sent++
 	})
+	// Of HTTP/2 Apache logs a request after it has answered, and not once it stops.
+	for end := time.Now().Add(20 * time.Second); len(readLines(t, apacheLog)) < sent && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+	}
 	stopApache()
 	stopCaddy()
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -19,6 +18,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/homeward-relay/homeward/tests/fakeduckdns"
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // value is one as challenges have it.
@@ -45,15 +45,8 @@ func newWorld(t *testing.T) *world {
 		w.ServeHTTP(recorder, r)
 		return recorder.Result(), nil
 	})
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp, tcp := testnet.ListenUDPAndTCP(t)
 	w.resolver = udp.LocalAddr().String()
-	tcp, err := net.Listen("tcp", w.resolver)
-	if err != nil {
-		t.Fatal(err)
-	}
 	w.ListenDNS(t, udp, tcp)
 	return w
 }

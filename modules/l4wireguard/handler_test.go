@@ -165,26 +165,36 @@ func TestStreamHomeAwayAndBack(t *testing.T) {
 	testnet.Eventually(t, 30*time.Second, func() error {
 		c := w.dial(port)
 		defer c.Close()
-		_, err := io.WriteString(c, "hello")
-		if err == nil {
-			_, err = io.ReadFull(c, make([]byte, len("hello")))
-		}
-		return err
+		return echoes(c, "hello")
 	})
 
 	if err := w.home.Down(); err != nil {
 		t.Fatal(err)
 	}
-	start := time.Now()
-	c := w.dial(port)
-	if _, err := io.WriteString(c, "anybody there?"); err != nil {
-		t.Fatal(err)
+	reset := func() (took time.Duration) {
+		start := time.Now()
+		c := w.dial(port)
+		if _, err := io.WriteString(c, "anybody there?"); err != nil {
+			t.Fatal(err)
+		}
+		mustReset(t, c)
+		took = time.Since(start)
+		if took < 900*time.Millisecond {
+			t.Errorf("reset after %v, dial_timeout is 1s", took)
+		}
+		has(t, w.lines.next("no upstream could be dialed"), map[string]any{"level": "error", "upstreams": "[home:7]"})
+		return took
 	}
-	mustReset(t, c)
-	if took := time.Since(start); took < 900*time.Millisecond || took > 3*time.Second {
+	// A busy machine may be late once, a wrong timeout is late each time.
+	took := reset()
+	for range 2 {
+		if took > 3*time.Second {
+			took = reset()
+		}
+	}
+	if took > 3*time.Second {
 		t.Errorf("reset after %v, dial_timeout is 1s", took)
 	}
-	has(t, w.lines.next("no upstream could be dialed"), map[string]any{"level": "error", "upstreams": "[home:7]"})
 
 	if err := w.home.Up(); err != nil {
 		t.Fatal(err)
@@ -228,14 +238,30 @@ func TestStreamIdleTimeout(t *testing.T) {
 	w.load(`127.0.0.1:$1 {
 		route {
 			wireguard home:7 {
-				idle_timeout 300ms
+				idle_timeout 500ms
+				dial_timeout 15s
 			}
 		}
 	}`, port)
-	c := w.dial(port)
-	mustEcho(t, c, "hello")
-	mustReset(t, c)
-	has(t, w.lines.next("relayed connection"), map[string]any{"level": "info", "reason": "idle timeout"})
+	for tries := 1; ; tries++ {
+		start := time.Now()
+		c := w.dial(port)
+		err := echoes(c, "hello")
+		if err == nil {
+			mustReset(t, c)
+		}
+		if took := time.Since(start); took < 500*time.Millisecond {
+			t.Errorf("reset after %v (%v), idle_timeout is 500ms", took, err)
+		}
+		has(t, w.lines.next("relayed connection"), map[string]any{"level": "info", "reason": "idle timeout"})
+		if err == nil {
+			return
+		}
+		// On a busy machine the echo may come later than that.
+		if tries == 10 {
+			t.Fatal(err)
+		}
+	}
 }
 
 func TestProxyProtocol(t *testing.T) {

@@ -306,11 +306,23 @@ func TestTransparentDatagrams(t *testing.T) {
 	for range 3 {
 		ports = append(ports, testnet.FreePort(t, "udp"))
 	}
-	w.load(proxied("udp/127.0.0.1:$1", "wireguard home:7 {\ntransparent\nidle_timeout 1s\n}")+
+	// The first flow must outlive the clash, also on a busy machine.
+	w.load(proxied("udp/127.0.0.1:$1", "wireguard home:7 {\ntransparent\nidle_timeout 4s\n}")+
 		proxied("udp/127.0.0.1:$2", "wireguard home:7 {\ntransparent\n}")+
 		proxied("udp/127.0.0.1:$3", "wireguard home:8 {\ntransparent\n}"), ports...)
 
-	for _, client := range []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:4711"), netip.MustParseAddrPort("[2001:db8::9]:4711")} {
+	// ended waits for so many flows to end, and returns their lines by source.
+	ended := func(flows int) map[string]map[string]any {
+		lines := make(map[string]map[string]any)
+		for range flows {
+			line := w.lines.next("relayed datagrams")
+			lines[fmt.Sprint(line["source"])] = line
+		}
+		return lines
+	}
+
+	clients := []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:4711"), netip.MustParseAddrPort("[2001:db8::9]:4711")}
+	for _, client := range clients {
 		first := w.dialUDP(ports[0])
 		if seen := w.asked(first, client.String()); seen != client {
 			t.Errorf("home sees %s, want %s", seen, client)
@@ -326,18 +338,25 @@ func TestTransparentDatagrams(t *testing.T) {
 		if seen := w.asked(first, client.String()); seen != client {
 			t.Errorf("after a clash home sees %s, want %s", seen, client)
 		}
+	}
 
-		// An ended flow frees its address.
-		has(t, w.lines.next("relayed datagrams"), map[string]any{"source": client, "source_reason": nil, "hint": nil})
+	// An ended flow frees its address.
+	lines := ended(len(clients))
+	for _, client := range clients {
+		has(t, lines[client.String()], map[string]any{"source": client, "source_reason": nil, "hint": nil})
 		if seen := w.asked(w.dialUDP(ports[0]), client.String()); seen != client {
 			t.Errorf("the next flow has the source %s, want %s", seen, client)
 		}
-		has(t, w.lines.next("relayed datagrams"), map[string]any{"source": client})
 	}
-	if seen := w.asked(w.dialUDP(ports[0]), "10.77.0.9:4711"); seen.Addr() != own4 {
+	seen := w.asked(w.dialUDP(ports[0]), "10.77.0.9:4711")
+	if seen.Addr() != own4 {
 		t.Errorf("home sees %s, want the tunnel's address", seen)
 	}
-	has(t, w.lines.next("relayed datagrams"), map[string]any{
+	lines = ended(len(clients) + 1)
+	for _, client := range clients {
+		has(t, lines[client.String()], map[string]any{"source": client})
+	}
+	has(t, lines[seen.String()], map[string]any{
 		"source_reason": "the client's address 10.77.0.9 is in the tunnel's own network 10.77.0.0/24",
 	})
 }

@@ -270,18 +270,31 @@ func (w *world) dialUDP(port int) *net.UDPConn {
 // mustEcho sends text and wants it back.
 func mustEcho(t testing.TB, c net.Conn, text string) {
 	t.Helper()
-	if _, err := io.WriteString(c, text); err != nil {
+	if err := echoes(c, text); err != nil {
 		t.Fatal(err)
 	}
-	mustRead(t, c, text)
+}
+
+func echoes(c net.Conn, text string) error {
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	return reads(c, text)
 }
 
 func mustRead(t testing.TB, c net.Conn, want string) {
 	t.Helper()
+	if err := reads(c, want); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reads(c net.Conn, want string) error {
 	got := make([]byte, len(want))
 	if n, err := io.ReadFull(c, got); err != nil || string(got) != want {
-		t.Fatalf("read %.60q, %v; want %.60q", got[:n], err, want)
+		return fmt.Errorf("read %.60q, %v; want %.60q", got[:n], err, want)
 	}
+	return nil
 }
 
 // mustExchange sends a datagram until the answer comes, as programs that speak

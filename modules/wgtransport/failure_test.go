@@ -87,7 +87,7 @@ func TestRetry(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r, _ := newRelay(t)
-			r.mustLoad(t, c.upstreams, "lb_policy first\nlb_try_duration 8s\nlb_try_interval 10ms\nfail_duration 10s", c.transport)
+			r.mustLoad(t, c.upstreams, "lb_policy first\nlb_try_duration 30s\nlb_try_interval 10ms\nfail_duration 2s", c.transport)
 			before := len(h.sights())
 			status, s, _ := r.do(t, http.MethodPost, "a.example", "/", "body")
 			if status != 200 || s.Method != http.MethodPost || s.Body != 4 {

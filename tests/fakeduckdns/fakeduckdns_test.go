@@ -1,7 +1,6 @@
 package fakeduckdns
 
 import (
-	"net"
 	"net/http/httptest"
 	"net/netip"
 	"slices"
@@ -9,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 const token = "a7c4d0ad-114e-40ef-ba1d-d217904a50f2"
@@ -78,14 +79,7 @@ func TestDNS(t *testing.T) {
 	s.Host(NameServer, netip.MustParseAddr("192.0.2.53"))
 	s.Alias("_acme-challenge.www.example.net", "example.duckdns.org")
 	s.Host("ca.example.com", netip.MustParseAddr("2001:db8::1"))
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp", udp.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp, tcp := testnet.ListenUDPAndTCP(t)
 	s.ListenDNS(t, udp, tcp)
 	for _, tt := range []struct {
 		name  string

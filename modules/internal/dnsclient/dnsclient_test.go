@@ -8,27 +8,13 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/homeward-relay/homeward/modules/internal/dnsclient"
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // serve answers at one port by UDP and TCP, and returns it.
 func serve(t *testing.T, answer func(udp bool, m *dns.Msg)) string {
 	t.Helper()
-	var packets net.PacketConn
-	var listener net.Listener
-	for range 10 {
-		var err error
-		if packets, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
-			t.Fatal(err)
-		}
-		// Another program may have the port.
-		if listener, err = net.Listen("tcp", packets.LocalAddr().String()); err == nil {
-			break
-		}
-		packets.Close()
-	}
-	if listener == nil {
-		t.Fatal("no port is free for UDP and TCP")
-	}
+	packets, listener := testnet.ListenUDPAndTCP(t)
 	for _, server := range []*dns.Server{{PacketConn: packets}, {Listener: listener}} {
 		started := make(chan struct{})
 		server.NotifyStartedFunc = func() { close(started) }

@@ -158,8 +158,14 @@ func TestProcesses(t *testing.T) {
 
 // A process with many orders leaves the slot to another's now and then.
 func TestStepBack(t *testing.T) {
+	t.Parallel()
+	// Longer than by default: on a busy machine the other process may look late.
+	const stepBack = 5 * time.Second
+	if standard := new(Turns).stepBack(); standard <= time.Second || standard > stepBack {
+		t.Errorf("%v by default, and FileStorage looks once a second", standard)
+	}
 	locker := storage(t)
-	here, there := &Turns{RecordTTL: time.Nanosecond}, quick()
+	here, there := &Turns{StepBack: stepBack, RecordTTL: time.Nanosecond}, quick()
 	first, second, other := order(locker, "1"), order(locker, "2"), order(locker, "other")
 	must(t, begin(t.Context(), here, first))
 	begunOther := begin(t.Context(), there, other)

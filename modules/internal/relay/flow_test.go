@@ -52,13 +52,18 @@ func newHome(t testing.TB) *home {
 
 func (h *home) want(want string) (from *net.UDPAddr) {
 	h.t.Helper()
+	got, from, err := h.receive()
+	if err != nil || got != want {
+		h.t.Fatalf("home received %.40q (%d bytes), %v; want %.40q (%d bytes)", got, len(got), err, want, len(want))
+	}
+	return from
+}
+
+func (h *home) receive() (text string, from *net.UDPAddr, err error) {
 	buf := make([]byte, MaxDatagram)
 	_ = h.SetReadDeadline(time.Now().Add(5 * time.Second))
 	n, from, err := h.ReadFromUDP(buf)
-	if err != nil || string(buf[:n]) != want {
-		h.t.Fatalf("home received %.40q (%d bytes), %v; want %.40q (%d bytes)", buf[:n], n, err, want, len(want))
-	}
-	return from
+	return string(buf[:n]), from, err
 }
 
 func (h *home) send(to *net.UDPAddr, text string) {
@@ -187,37 +192,56 @@ func TestFlowIdleTimeout(t *testing.T) {
 	const idle = 150 * time.Millisecond
 	for _, tt := range []struct {
 		name string
-		step func(flow *Flow, home *home, port *net.UDPAddr, client datagrams)
+		step func(flow *Flow, home *home, port *net.UDPAddr, client datagrams) error
 	}{
-		{"kept by the client", func(flow *Flow, home *home, _ *net.UDPAddr, _ datagrams) {
+		{"kept by the client", func(flow *Flow, home *home, _ *net.UDPAddr, _ datagrams) error {
 			flow.Send([]byte("u"))
-			home.want("u")
+			text, _, err := home.receive()
+			if err == nil && text != "u" {
+				home.t.Fatalf("home received %q", text)
+			}
+			return err
 		}},
-		{"kept by the upstream", func(_ *Flow, home *home, port *net.UDPAddr, client datagrams) {
+		{"kept by the upstream", func(_ *Flow, home *home, port *net.UDPAddr, client datagrams) error {
 			home.send(port, "d")
-			<-client
+			select {
+			case <-client:
+				return nil
+			case <-time.After(5 * time.Second):
+				return errors.New("the client received nothing")
+			}
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			table, options, home, ended := flowTest(t)
-			options.IdleTimeout = idle
-			client := make(datagrams, 10)
-			flow, _ := attach(t, table, "a", client, options)
-			flow.Send([]byte("first"))
-			port := home.want("first")
-			for start := time.Now(); time.Since(start) < 3*idle; {
-				tt.step(flow, home, port, client)
-				time.Sleep(idle / 10)
-			}
-			select {
-			case r := <-ended:
-				t.Fatalf("ended while in use: %+v", r)
-			default:
-			}
-			if r := result(t, ended); r.Reason != IdleTimeout || r.Err != nil {
-				t.Errorf("%+v", r)
-			}
-			<-flow.Context().Done()
+			untilInUse(t, func() (wasInUse bool) {
+				table, options, home, ended := flowTest(t)
+				options.IdleTimeout = idle
+				client := make(datagrams, 10)
+				// last is when the last exchange that came through began.
+				last := time.Now()
+				flow, _ := attach(t, table, "a", client, options)
+				quiet := func(r FlowResult) time.Duration { return flow.started.Add(r.Duration).Sub(last) }
+				flow.Send([]byte("first"))
+				text, port, err := home.receive()
+				if err == nil && text != "first" {
+					t.Fatalf("home received %q", text)
+				}
+				for start := last; err == nil && time.Since(start) < 3*idle; time.Sleep(idle / 10) {
+					began := time.Now()
+					if err = tt.step(flow, home, port, client); err == nil {
+						last = began
+					}
+				}
+				r := result(t, ended)
+				if r.Reason != IdleTimeout || r.Err != nil {
+					t.Errorf("%+v", r)
+				}
+				if quiet(r) < idle {
+					t.Fatalf("ended after %v of silence", quiet(r))
+				}
+				<-flow.Context().Done()
+				return err == nil
+			})
 		})
 	}
 }
@@ -342,7 +366,14 @@ func TestFlowSurvivesRefusal(t *testing.T) {
 	home.UDPConn = c
 	flow.Send([]byte("back")) // takes the last pending error, if there is one
 	flow.Send([]byte("back"))
-	if got := home.want("back"); got.String() != port.String() {
+	text, got, err := home.receive()
+	for err == nil && text == "to nobody" { // it came late
+		text, got, err = home.receive()
+	}
+	if err != nil || text != "back" {
+		t.Fatalf("home received %q, %v", text, err)
+	}
+	if got.String() != port.String() {
 		t.Errorf("the socket was not kept: %v, before %v", got, port)
 	}
 	if len(ended) != 0 {

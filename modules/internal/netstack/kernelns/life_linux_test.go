@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
 	"github.com/homeward-relay/homeward/modules/internal/netstack/kernelns/holder"
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // ownerEnv makes the test binary a program that has a stack and waits to be
@@ -206,7 +208,7 @@ func TestNamespaceReplaced(t *testing.T) {
 	dialed, _ := loop(t, s)
 
 	// All wait from before to after.
-	accepted, received := make(chan error, 1), make(chan error, 1)
+	accepted, received := make(chan error, 1), make(chan error, 1000)
 	go func() {
 		conn, err := listener.Accept()
 		if err == nil {
@@ -216,11 +218,16 @@ func TestNamespaceReplaced(t *testing.T) {
 	}()
 	go func() {
 		buf := make([]byte, 10)
-		n, from, err := datagrams.ReadFrom(buf)
-		if err == nil {
-			_, err = datagrams.WriteTo(buf[:n], from)
+		for {
+			n, from, err := datagrams.ReadFrom(buf)
+			if err == nil {
+				_, err = datagrams.WriteTo(buf[:n], from)
+			}
+			received <- err
+			if err != nil {
+				return
+			}
 		}
-		received <- err
 	}()
 	ended := make(chan error, 2)
 	for _, read := range []func([]byte) (int, error){dialed.Read, client.Read} {
@@ -382,10 +389,10 @@ func TestNothingLeft(t *testing.T) {
 			eventually(t, "the end of holder "+strconv.Itoa(pid), func() bool { return gone(pid) })
 		}
 	}
-	if after := descriptors(t); after != before {
-		t.Errorf("%d descriptors, had %d", after, before)
+	eventually(t, fmt.Sprintf("a return to %d descriptors", before), func() bool { return descriptors(t) == before })
+	if err := testnet.FindLeaks(goroutines); err != nil {
+		t.Error(err)
 	}
-	goleak.VerifyNone(t, goroutines)
 }
 
 func descriptors(t *testing.T) int {

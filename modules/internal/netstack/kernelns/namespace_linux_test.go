@@ -15,6 +15,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // loneHolder kills a holder while its partner can start no other, and returns
@@ -74,17 +76,30 @@ func TestSuccessorLater(t *testing.T) {
 // TestCloseWithoutSuccessor closes a stack that is about to try again.
 func TestCloseWithoutSuccessor(t *testing.T) {
 	goroutines := goleak.IgnoreCurrent()
-	s, logs := newTestStack(t)
-	partner, _ := loneHolder(t, s, logs)
-	// Then it waits for four seconds, longer than Close may take.
-	eventually(t, "a third try", func() bool { return failedStarts(logs) == 3 })
-	began := time.Now()
-	s.Close()
-	if took := time.Since(began); took > 3*retryMin {
+	closing := func() (took time.Duration) {
+		s, logs := newTestStack(t)
+		partner, _ := loneHolder(t, s, logs)
+		// Then it waits for four seconds, longer than Close may take.
+		eventually(t, "a third try", func() bool { return failedStarts(logs) >= 3 })
+		began := time.Now()
+		s.Close()
+		took = time.Since(began)
+		eventually(t, "the end of holder "+strconv.Itoa(partner), func() bool { return gone(partner) })
+		return took
+	}
+	// A busy machine may be late once, who waits for the next try is late each time.
+	took := closing()
+	for range 2 {
+		if took > 3*retryMin {
+			took = closing()
+		}
+	}
+	if took > 3*retryMin {
 		t.Errorf("closing took %v", took)
 	}
-	eventually(t, "the end of holder "+strconv.Itoa(partner), func() bool { return gone(partner) })
-	goleak.VerifyNone(t, goroutines)
+	if err := testnet.FindLeaks(goroutines); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestNoFilter makes stacks where no system-call filter can be loaded: they

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -98,27 +99,39 @@ func testLiveMTU(t *testing.T, p *pair) {
 	for _, f := range families {
 		listener := listen(t, p, f)
 		dialed, accepted := connect(t, p, listener)
+		const smaller = 1280
 		var wg sync.WaitGroup
 		var sent, received []byte
 		var sendErr, receiveErr error
 		reached := make(chan struct{})
-		wg.Go(func() { sent, sendErr = stream(dialed, 3, 24<<20) })
+		writer := &countingConn{TCPConn: dialed}
+		var before atomic.Int64 // what was written before the MTU was smaller
+		wg.Go(func() { sent, sendErr = stream(writer, 3, 16<<20) })
 		wg.Go(func() {
 			hash := sha256.New()
-			if _, receiveErr = io.CopyN(hash, accepted, 4<<20); receiveErr == nil {
-				close(reached)
-				_, receiveErr = io.Copy(hash, accepted)
+			read, err := io.CopyN(hash, accepted, 4<<20)
+			close(reached)
+			for err == nil {
+				var n int64
+				n, err = io.CopyN(hash, accepted, 64<<10)
+				read += n
+				// What was queued before may still be larger. A connection's packets
+				// stay in order, so all of that came before this.
+				if written := before.Load(); written > 0 && read > written {
+					p.limit.set(smaller)
+				}
+			}
+			if err != io.EOF {
+				receiveErr = err
 			}
 			received = hash.Sum(nil)
 		})
 		<-reached
-		const smaller = 1280
 		setMTU(t, p.here, smaller)
 		setMTU(t, p.there, smaller)
-		// What was queued before may still be larger.
-		tighten := time.AfterFunc(500*time.Millisecond, func() { p.limit.set(smaller) })
+		before.Store(writer.bytes.Load())
 		wg.Wait()
-		tighten.Stop()
+		p.limit.set(smaller)
 		if sendErr != nil || receiveErr != nil {
 			t.Fatalf("sending: %v, receiving: %v", sendErr, receiveErr)
 		}
@@ -141,6 +154,17 @@ func testLiveMTU(t *testing.T, p *pair) {
 			t.Errorf("MTU %d was taken", bad)
 		}
 	}
+}
+
+// countingConn counts what is written, from before it is.
+type countingConn struct {
+	netstack.TCPConn
+	bytes atomic.Int64
+}
+
+func (c *countingConn) Write(p []byte) (int, error) {
+	c.bytes.Add(int64(len(p)))
+	return c.TCPConn.Write(p)
 }
 
 func setMTU(t *testing.T, stack netstack.Stack, mtu int) {
