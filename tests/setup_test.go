@@ -159,6 +159,7 @@ func TestSetup(t *testing.T) {
 		own := w.carryHome(t, "home")
 		w.relay.Start(t, w.written(t, "Caddyfile"))
 		own.Start(t, w.written(t, "home/Caddyfile"))
+		waitSessions(t, w.relay)
 		unprivileged(t, w.relay, own)
 
 		for _, version := range []string{"http1.1", "http2", "http3"} {
