@@ -133,9 +133,14 @@ func TestSetup(t *testing.T) {
 		if want := "this is " + testnet.Subdomain; err != nil || got != want {
 			t.Errorf("the site is %q (%v), want %q", got, err, want)
 		}
-		if log, err := os.ReadFile(apache.AccessLog); err != nil || !strings.Contains(string(log), "/?setup") {
-			t.Errorf("Apache has not been asked (%v):\n%s", err, log)
-		}
+		// Apache logs after it has answered.
+		testnet.Eventually(t, 5*time.Second, func() error {
+			log, err := os.ReadFile(apache.AccessLog)
+			if err == nil && !strings.Contains(string(log), "/?setup") {
+				err = fmt.Errorf("Apache has not been asked:\n%s", log)
+			}
+			return err
+		})
 		// The source rule does its work: answers to clients anywhere leave by the tunnel.
 		login(t, w, ssh)
 		ssh.WaitLog(t, 0, `Accepted publickey for root from `+regexp.QuoteMeta(testnet.ClientIP)+` port `, 5*time.Second)
