@@ -40,6 +40,7 @@ const (
 // behind the address of Let's Encrypt's directory, and a fake DuckDNS with
 // its one TXT value per domain, which pebble asks for the challenges.
 type acmeWorld struct {
+	ca      *testnet.CA // of the two
 	duckDNS *fakeduckdns.Server
 	pebble  *testnet.Process
 	client  *http.Client // in the core, for pebble's management
@@ -54,7 +55,10 @@ func newACMEWorld(t *testing.T, internet *testnet.Internet, validity time.Durati
 	for _, ip := range []string{nameServerIP, duckDNSIP, letsEncryptIP} {
 		core.IP(t, "addr add "+ip+"/32 dev lo")
 	}
-	w := &acmeWorld{duckDNS: fakeduckdns.New(duckToken, "example", "example-vm")}
+	w := &acmeWorld{
+		ca:      testnet.NewCA(t, "the internet's CA"),
+		duckDNS: fakeduckdns.New(duckToken, "example", "example-vm"),
+	}
 	for name, ip := range map[string]string{
 		fakeduckdns.NameServer: nameServerIP,
 		duckDNS:                duckDNSIP,
@@ -66,9 +70,8 @@ func newACMEWorld(t *testing.T, internet *testnet.Internet, validity time.Durati
 		core.ListenPacket(t, "udp", nameServerIP+":53"),
 		core.Listen(t, "tcp", nameServerIP+":53"))
 
-	ca := testnet.NewCA(t, "the internet's CA")
-	serveTLS(t, core.Listen(t, "tcp", duckDNSIP+":443"), ca.Issue(t, duckDNS), w.duckDNS)
-	w.startPebble(t, core, ca.Issue(t, "localhost"), validity, refused)
+	serveTLS(t, core.Listen(t, "tcp", duckDNSIP+":443"), w.ca.Issue(t, duckDNS), w.duckDNS)
+	w.startPebble(t, core, w.ca.Issue(t, "localhost"), validity, refused)
 	front := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "https", Host: "localhost:14000"})
@@ -77,17 +80,18 @@ func newACMEWorld(t *testing.T, internet *testnet.Internet, validity time.Durati
 				r.Out.URL.Path = "/dir"
 			}
 		},
-		Transport: &http.Transport{DialContext: core.Dial, TLSClientConfig: &tls.Config{RootCAs: ca.Pool()}},
+		Transport: &http.Transport{DialContext: core.Dial, TLSClientConfig: &tls.Config{RootCAs: w.ca.Pool()}},
 	}
-	serveTLS(t, core.Listen(t, "tcp", letsEncryptIP+":443"), ca.Issue(t, letsEncrypt), front)
+	serveTLS(t, core.Listen(t, "tcp", letsEncryptIP+":443"), w.ca.Issue(t, letsEncrypt), front)
 	w.client = &http.Client{Transport: front.Transport, Timeout: 10 * time.Second}
 
 	serveNames(t, internet.Relay)
 
-	testnet.Caddy(t) // go build must not see the following
-	t.Setenv("SSL_CERT_FILE", ca.File)
-	t.Setenv("SSL_CERT_DIR", "/nonexistent")
-	t.Setenv("DUCKDNS_TOKEN", duckToken)
+	for _, namespace := range []*testnet.Namespace{internet.Client, internet.Relay, internet.Home} {
+		namespace.Setenv("SSL_CERT_FILE", w.ca.File)
+		namespace.Setenv("SSL_CERT_DIR", "/nonexistent")
+		namespace.Setenv("DUCKDNS_TOKEN", duckToken)
+	}
 	return w
 }
 

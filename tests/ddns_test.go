@@ -20,7 +20,7 @@ func newDDNSWorld(t *testing.T) (*world, *acmeWorld) {
 	w.relay.UseBinary(testnet.FastCaddy(t))
 	w.home = testnet.NewHome(t, w.Home, w.keys, testnet.HomeConfig{Endpoint: "[" + testnet.RelayIP6 + "]:51820", Keepalive: 1})
 	internet := newACMEWorld(t, w.Internet, 24*time.Hour)
-	w.relay.TrustRoots(os.Getenv("SSL_CERT_FILE"))
+	w.relay.TrustRoots(internet.ca.File)
 	return w, internet
 }
 
@@ -119,7 +119,7 @@ func TestDDNSAtHome(t *testing.T) {
 	w := newWorld(t)
 	w.relay.UseBinary(testnet.FastCaddy(t))
 	internet := newACMEWorld(t, w.Internet, 24*time.Hour)
-	w.relay.TrustRoots(os.Getenv("SSL_CERT_FILE"))
+	w.relay.TrustRoots(internet.ca.File)
 	serveNames(t, w.Home)
 	own := newOwnHome(t, w)
 	own.UseBinary(testnet.FastCaddy(t))

@@ -41,7 +41,7 @@ func TestHomeCertificate(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 		defer cancel()
 		cmd := w.Home.CommandContext(ctx, "dehydrated", append([]string{"--config", filepath.Join(folder, "config")}, arguments...)...)
-		cmd.Env = append(cmd.Environ(), "CURL_CA_BUNDLE="+os.Getenv("SSL_CERT_FILE"))
+		cmd.Env = append(cmd.Environ(), "CURL_CA_BUNDLE="+internet.ca.File)
 		out, err := cmd.CombinedOutput()
 		t.Logf("dehydrated %s\n%s", strings.Join(arguments, " "), out)
 		if err != nil {

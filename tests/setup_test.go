@@ -116,7 +116,7 @@ func TestSetup(t *testing.T) {
 		ssh := services.StartSSH(t, w.Home)
 		apache := services.StartApache(t, w.Home, w.private)
 		acme := newACMEWorld(t, w.Internet, 24*time.Hour)
-		w.relay.TrustRoots(roots(t, os.Getenv("SSL_CERT_FILE"), w.private.File))
+		w.relay.TrustRoots(roots(t, acme.ca.File, w.private.File))
 
 		w.setup(t, site, "--transparent", "--service", "2022:22,19132/udp",
 			"--vm-address", testnet.RelayIP+","+testnet.RelayIP6)

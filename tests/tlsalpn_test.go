@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -101,7 +100,7 @@ func TestPassthroughSome(t *testing.T) {
 		t.Run(tt.challenge, func(t *testing.T) {
 			w, internet, own := newPassthroughWorld(t, 24*time.Hour)
 			internet.duckDNS.Host(testnet.Endpoint, netip.MustParseAddr(testnet.RelayIP))
-			w.relay.TrustRoots(os.Getenv("SSL_CERT_FILE"))
+			w.relay.TrustRoots(internet.ca.File)
 			w.relay.Start(t, replace(t, substitute(t, "caddyfile-examples/passthrough-some.Caddyfile", w.paths(nil)),
 				"\n	wireguard wg0 {\n", tt.options+"\n	wireguard wg0 {\n"))
 			own.Start(t, replace(t, w.passthroughHome(t, own, tt.options), "bind wireguard/wg0 [::]", "bind [::] wireguard/wg0"))
