@@ -305,6 +305,7 @@ func acmeOptions(t *testing.T, relay *testnet.Relay, options string) string {
 // one TXT value: a relay that starts for the first time gets all certificates
 // at the first attempt.
 func TestACMETurns(t *testing.T) {
+	t.Parallel() // they mostly wait
 	for _, tt := range []struct {
 		name  string
 		names []string
@@ -314,6 +315,7 @@ func TestACMETurns(t *testing.T) {
 			"a.example.duckdns.org", "b.example.duckdns.org", "c.b.example.duckdns.org"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			internet := testnet.NewInternet(t)
 			world := newACMEWorld(t, internet, 90*24*time.Hour)
 			relay := testnet.NewRelay(t, internet.Relay)
@@ -330,6 +332,7 @@ func TestACMETurns(t *testing.T) {
 // TestACMEDelegated is a name of another domain that leaves its challenges to
 // DuckDNS: it shares the TXT value with those below the DuckDNS domain.
 func TestACMEDelegated(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const delegated = "www.example.net"
 	internet := testnet.NewInternet(t)
 	world := newACMEWorld(t, internet, 90*24*time.Hour)
@@ -354,6 +357,7 @@ func TestACMEDelegated(t *testing.T) {
 // TestACMEFailedOrder is an order that fails. While certmagic waits to try it
 // again, others have their turns.
 func TestACMEFailedOrder(t *testing.T) {
+	t.Parallel() // it mostly waits
 	// pebble panics over a name with fewer labels than a refused one.
 	const refused = "refused.example.duckdns.org"
 	names := []string{"a.example.duckdns.org", "b.example.duckdns.org"}
@@ -373,8 +377,10 @@ func TestACMEFailedOrder(t *testing.T) {
 // TestACMERenewals is the same for renewals, which certmagic runs elsewhere:
 // at the start when certificates are due, and by its maintenance.
 func TestACMERenewals(t *testing.T) {
+	t.Parallel() // they mostly wait
 	names := []string{testnet.Domain, testnet.Subdomain}
 	t.Run("at the start", func(t *testing.T) {
+		t.Parallel()
 		internet := testnet.NewInternet(t)
 		world := newACMEWorld(t, internet, 30*time.Second)
 		relay := testnet.NewRelay(t, internet.Relay)
@@ -398,6 +404,7 @@ func TestACMERenewals(t *testing.T) {
 		waitCertificates(t, internet, roots, names, certs, 40*time.Second)
 	})
 	t.Run("by maintenance", func(t *testing.T) {
+		t.Parallel()
 		if testing.Short() {
 			t.Skip("waits more than a minute for certificates to be due")
 		}
@@ -419,6 +426,7 @@ func TestACMERenewals(t *testing.T) {
 // TestACMEReload reloads while an order has its turn. The order's last act,
 // after its configuration has gone, is to remove its TXT value.
 func TestACMEReload(t *testing.T) {
+	t.Parallel() // it mostly waits
 	internet := testnet.NewInternet(t)
 	world := newACMEWorld(t, internet, 90*24*time.Hour)
 	world.duckDNS.RemovalDelay = 4 * time.Second
@@ -439,6 +447,7 @@ func TestACMEReload(t *testing.T) {
 
 // TestACMERestart ends a relay in the middle of an order, kindly and not.
 func TestACMERestart(t *testing.T) {
+	t.Parallel() // they mostly wait
 	for _, tt := range []struct {
 		name string
 		end  func(*testnet.Relay)
@@ -448,6 +457,7 @@ func TestACMERestart(t *testing.T) {
 		{"killed", func(r *testnet.Relay) { r.Kill() }, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			internet := testnet.NewInternet(t)
 			world := newACMEWorld(t, internet, 90*24*time.Hour)
 			names := []string{testnet.Domain, testnet.Subdomain}

@@ -18,7 +18,9 @@ import (
 // home away again later. Clients are told so in time, the log says why, and
 // nobody has to do anything when home is back.
 func TestHomeAway(t *testing.T) {
+	t.Parallel() // they mostly wait
 	t.Run("TCP", func(t *testing.T) {
+		t.Parallel()
 		w := newWorld(t)
 		services.Echo(t, w.Home, ":7000", "")
 		w.relay.Start(t, replace(t, w.ports(t), "dial_timeout 20s", "dial_timeout 2s"))
@@ -66,6 +68,7 @@ func TestHomeAway(t *testing.T) {
 	})
 
 	t.Run("HTTPS", func(t *testing.T) {
+		t.Parallel()
 		w := newWorld(t)
 		testnet.Need(t, "curl")
 		services.StartApache(t, w.Home, w.private)

@@ -19,6 +19,7 @@ import (
 // it comes and HTTP-01, where A is the relay and AAAA is home: the authority may ask by
 // either.
 func TestHomeCertificate(t *testing.T) {
+	t.Parallel() // it mostly waits
 	testnet.Need(t, "dehydrated")
 	w := newWorld(t)
 	w.relay.UseBinary(testnet.FastCaddy(t))

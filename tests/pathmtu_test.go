@@ -16,6 +16,7 @@ import (
 // as people have it: wireguard-go with the customary MTU of 1420, whose packets
 // are larger than some of these lines carry.
 func TestPathMTU(t *testing.T) {
+	t.Parallel() // they mostly wait
 	endpoint6 := "[" + testnet.RelayIP6 + "]:51820"
 	for _, test := range []struct {
 		name     string
@@ -40,6 +41,7 @@ func TestPathMTU(t *testing.T) {
 		{"mobile, no ICMP", 1400, true, "auto", "", 1328, 1328},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			const size, tries = 16 << 20, 3
 			var w *world
 			var found, mtu int

@@ -52,6 +52,7 @@ func newPassthroughWorld(t *testing.T, validity time.Duration) (*world, *acmeWor
 // (RFC 8737), through a relay that passes TLS on. By IPv4 the authority asks through the
 // relay, and once there is an AAAA record, directly.
 func TestTLSALPN(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w, internet, own := newPassthroughWorld(t, 30*time.Second)
 	w.relay.Start(t, substitute(t, "caddyfile-examples/passthrough.Caddyfile", w.paths(nil)))
 	own.Start(t, w.passthroughHome(t, own, tlsALPNOnly+"	renew_interval 3s\n"))
