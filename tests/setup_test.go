@@ -133,8 +133,7 @@ func TestSetup(t *testing.T) {
 		if want := "this is " + testnet.Subdomain; err != nil || got != want {
 			t.Errorf("the site is %q (%v), want %q", got, err, want)
 		}
-		// Apache logs after it has answered.
-		testnet.Eventually(t, 5*time.Second, func() error {
+		testnet.Eventually(t, services.ApacheLogs, func() error {
 			log, err := os.ReadFile(apache.AccessLog)
 			if err == nil && !strings.Contains(string(log), "/?setup") {
 				err = fmt.Errorf("Apache has not been asked:\n%s", log)
