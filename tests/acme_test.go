@@ -40,6 +40,7 @@ const (
 // behind the address of Let's Encrypt's directory, and a fake DuckDNS with
 // its one TXT value per domain, which pebble asks for the challenges.
 type acmeWorld struct {
+	ca      *testnet.CA // of the two
 	duckDNS *fakeduckdns.Server
 	pebble  *testnet.Process
 	client  *http.Client // in the core, for pebble's management
@@ -54,7 +55,10 @@ func newACMEWorld(t *testing.T, internet *testnet.Internet, validity time.Durati
 	for _, ip := range []string{nameServerIP, duckDNSIP, letsEncryptIP} {
 		core.IP(t, "addr add "+ip+"/32 dev lo")
 	}
-	w := &acmeWorld{duckDNS: fakeduckdns.New(duckToken, "example", "example-vm")}
+	w := &acmeWorld{
+		ca:      testnet.NewCA(t, "the internet's CA"),
+		duckDNS: fakeduckdns.New(duckToken, "example", "example-vm"),
+	}
 	for name, ip := range map[string]string{
 		fakeduckdns.NameServer: nameServerIP,
 		duckDNS:                duckDNSIP,
@@ -66,9 +70,8 @@ func newACMEWorld(t *testing.T, internet *testnet.Internet, validity time.Durati
 		core.ListenPacket(t, "udp", nameServerIP+":53"),
 		core.Listen(t, "tcp", nameServerIP+":53"))
 
-	ca := testnet.NewCA(t, "the internet's CA")
-	serveTLS(t, core.Listen(t, "tcp", duckDNSIP+":443"), ca.Issue(t, duckDNS), w.duckDNS)
-	w.startPebble(t, core, ca.Issue(t, "localhost"), validity, refused)
+	serveTLS(t, core.Listen(t, "tcp", duckDNSIP+":443"), w.ca.Issue(t, duckDNS), w.duckDNS)
+	w.startPebble(t, core, w.ca.Issue(t, "localhost"), validity, refused)
 	front := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "https", Host: "localhost:14000"})
@@ -77,17 +80,18 @@ func newACMEWorld(t *testing.T, internet *testnet.Internet, validity time.Durati
 				r.Out.URL.Path = "/dir"
 			}
 		},
-		Transport: &http.Transport{DialContext: core.Dial, TLSClientConfig: &tls.Config{RootCAs: ca.Pool()}},
+		Transport: &http.Transport{DialContext: core.Dial, TLSClientConfig: &tls.Config{RootCAs: w.ca.Pool()}},
 	}
-	serveTLS(t, core.Listen(t, "tcp", letsEncryptIP+":443"), ca.Issue(t, letsEncrypt), front)
+	serveTLS(t, core.Listen(t, "tcp", letsEncryptIP+":443"), w.ca.Issue(t, letsEncrypt), front)
 	w.client = &http.Client{Transport: front.Transport, Timeout: 10 * time.Second}
 
 	serveNames(t, internet.Relay)
 
-	testnet.Caddy(t) // go build must not see the following
-	t.Setenv("SSL_CERT_FILE", ca.File)
-	t.Setenv("SSL_CERT_DIR", "/nonexistent")
-	t.Setenv("DUCKDNS_TOKEN", duckToken)
+	for _, namespace := range []*testnet.Namespace{internet.Client, internet.Relay, internet.Home} {
+		namespace.Setenv("SSL_CERT_FILE", w.ca.File)
+		namespace.Setenv("SSL_CERT_DIR", "/nonexistent")
+		namespace.Setenv("DUCKDNS_TOKEN", duckToken)
+	}
 	return w
 }
 
@@ -301,6 +305,7 @@ func acmeOptions(t *testing.T, relay *testnet.Relay, options string) string {
 // one TXT value: a relay that starts for the first time gets all certificates
 // at the first attempt.
 func TestACMETurns(t *testing.T) {
+	t.Parallel() // they mostly wait
 	for _, tt := range []struct {
 		name  string
 		names []string
@@ -310,6 +315,7 @@ func TestACMETurns(t *testing.T) {
 			"a.example.duckdns.org", "b.example.duckdns.org", "c.b.example.duckdns.org"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			internet := testnet.NewInternet(t)
 			world := newACMEWorld(t, internet, 90*24*time.Hour)
 			relay := testnet.NewRelay(t, internet.Relay)
@@ -326,6 +332,7 @@ func TestACMETurns(t *testing.T) {
 // TestACMEDelegated is a name of another domain that leaves its challenges to
 // DuckDNS: it shares the TXT value with those below the DuckDNS domain.
 func TestACMEDelegated(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const delegated = "www.example.net"
 	internet := testnet.NewInternet(t)
 	world := newACMEWorld(t, internet, 90*24*time.Hour)
@@ -350,6 +357,7 @@ func TestACMEDelegated(t *testing.T) {
 // TestACMEFailedOrder is an order that fails. While certmagic waits to try it
 // again, others have their turns.
 func TestACMEFailedOrder(t *testing.T) {
+	t.Parallel() // it mostly waits
 	// pebble panics over a name with fewer labels than a refused one.
 	const refused = "refused.example.duckdns.org"
 	names := []string{"a.example.duckdns.org", "b.example.duckdns.org"}
@@ -369,8 +377,10 @@ func TestACMEFailedOrder(t *testing.T) {
 // TestACMERenewals is the same for renewals, which certmagic runs elsewhere:
 // at the start when certificates are due, and by its maintenance.
 func TestACMERenewals(t *testing.T) {
+	t.Parallel() // they mostly wait
 	names := []string{testnet.Domain, testnet.Subdomain}
 	t.Run("at the start", func(t *testing.T) {
+		t.Parallel()
 		internet := testnet.NewInternet(t)
 		world := newACMEWorld(t, internet, 30*time.Second)
 		relay := testnet.NewRelay(t, internet.Relay)
@@ -394,6 +404,7 @@ func TestACMERenewals(t *testing.T) {
 		waitCertificates(t, internet, roots, names, certs, 40*time.Second)
 	})
 	t.Run("by maintenance", func(t *testing.T) {
+		t.Parallel()
 		if testing.Short() {
 			t.Skip("waits more than a minute for certificates to be due")
 		}
@@ -415,6 +426,7 @@ func TestACMERenewals(t *testing.T) {
 // TestACMEReload reloads while an order has its turn. The order's last act,
 // after its configuration has gone, is to remove its TXT value.
 func TestACMEReload(t *testing.T) {
+	t.Parallel() // it mostly waits
 	internet := testnet.NewInternet(t)
 	world := newACMEWorld(t, internet, 90*24*time.Hour)
 	world.duckDNS.RemovalDelay = 4 * time.Second
@@ -435,6 +447,7 @@ func TestACMEReload(t *testing.T) {
 
 // TestACMERestart ends a relay in the middle of an order, kindly and not.
 func TestACMERestart(t *testing.T) {
+	t.Parallel() // they mostly wait
 	for _, tt := range []struct {
 		name string
 		end  func(*testnet.Relay)
@@ -444,6 +457,7 @@ func TestACMERestart(t *testing.T) {
 		{"killed", func(r *testnet.Relay) { r.Kill() }, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			internet := testnet.NewInternet(t)
 			world := newACMEWorld(t, internet, 90*24*time.Hour)
 			names := []string{testnet.Domain, testnet.Subdomain}

@@ -15,6 +15,7 @@ import (
 // also for the same name, with nothing in common but the one TXT value of their DuckDNS
 // domain. None overwrites the other's, but in the very same moment, and then it is put right.
 func TestACMETwoEnds(t *testing.T) {
+	t.Parallel() // it mostly waits
 	internet := testnet.NewInternet(t)
 	world := newACMEWorld(t, internet, 90*24*time.Hour)
 	// As long as they wait for it.

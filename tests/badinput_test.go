@@ -120,13 +120,13 @@ var badInputs = []badInput{
 	},
 	{
 		name:  "an unknown option of the handler",
-		old:   "dial_timeout 2s",
-		new:   "dial_timeuot 2s",
+		old:   "dial_timeout 20s",
+		new:   "dial_timeuot 20s",
 		hints: []string{`dial_timeuot`, `dial_timeout`},
 	},
 	{
 		name:  "a duration that is none",
-		old:   "dial_timeout 2s",
+		old:   "dial_timeout 20s",
 		new:   "dial_timeout soon",
 		hints: []string{`dial_timeout`, `soon`},
 	},

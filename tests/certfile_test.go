@@ -24,6 +24,7 @@ import (
 // in a folder, and symlinks in another. New connections get the new certificate without a
 // reload, and those that there are go on.
 func TestCertificateFiles(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := newWorld(t)
 	testnet.Need(t, "curl")
 	services.StartApache(t, w.Home, w.private)

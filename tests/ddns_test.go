@@ -20,7 +20,7 @@ func newDDNSWorld(t *testing.T) (*world, *acmeWorld) {
 	w.relay.UseBinary(testnet.FastCaddy(t))
 	w.home = testnet.NewHome(t, w.Home, w.keys, testnet.HomeConfig{Endpoint: "[" + testnet.RelayIP6 + "]:51820", Keepalive: 1})
 	internet := newACMEWorld(t, w.Internet, 24*time.Hour)
-	w.relay.TrustRoots(os.Getenv("SSL_CERT_FILE"))
+	w.relay.TrustRoots(internet.ca.File)
 	return w, internet
 }
 
@@ -59,6 +59,7 @@ func (w *world) waitDNSOf(t *testing.T, name, a, aaaa string) {
 // TestDDNS has A = the VM and AAAA = home, where home has nothing but a WireGuard. Each
 // moves alone.
 func TestDDNS(t *testing.T) {
+	t.Parallel() // it mostly waits
 	testnet.Need(t, "dig")
 	w, internet := newDDNSWorld(t)
 	web := w.Home.Listen(t, "tcp", "[::]:443")
@@ -119,7 +120,7 @@ func TestDDNSAtHome(t *testing.T) {
 	w := newWorld(t)
 	w.relay.UseBinary(testnet.FastCaddy(t))
 	internet := newACMEWorld(t, w.Internet, 24*time.Hour)
-	w.relay.TrustRoots(os.Getenv("SSL_CERT_FILE"))
+	w.relay.TrustRoots(internet.ca.File)
 	serveNames(t, w.Home)
 	own := newOwnHome(t, w)
 	own.UseBinary(testnet.FastCaddy(t))
@@ -189,6 +190,7 @@ func TestDDNSAtHome(t *testing.T) {
 // TestDDNSFailures has DuckDNS fail in every way that it can, for the records of the ddns
 // app and for certificates. The token is nowhere to be read, and in the end all is right.
 func TestDDNSFailures(t *testing.T) {
+	t.Parallel() // they mostly wait
 	testnet.Need(t, "dig")
 	for _, failure := range []struct {
 		name   string
@@ -204,6 +206,7 @@ func TestDDNSFailures(t *testing.T) {
 		{"timeout", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, `deadline exceeded|canceled`},
 	} {
 		t.Run(failure.name, func(t *testing.T) {
+			t.Parallel()
 			if failure.name == "timeout" && os.Getenv("HOMEWARD_LAB") == "" {
 				t.Skip("takes a minute: for the laboratory")
 			}

@@ -19,6 +19,7 @@ import (
 // it comes and HTTP-01, where A is the relay and AAAA is home: the authority may ask by
 // either.
 func TestHomeCertificate(t *testing.T) {
+	t.Parallel() // it mostly waits
 	testnet.Need(t, "dehydrated")
 	w := newWorld(t)
 	w.relay.UseBinary(testnet.FastCaddy(t))
@@ -41,7 +42,7 @@ func TestHomeCertificate(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 		defer cancel()
 		cmd := w.Home.CommandContext(ctx, "dehydrated", append([]string{"--config", filepath.Join(folder, "config")}, arguments...)...)
-		cmd.Env = append(cmd.Environ(), "CURL_CA_BUNDLE="+os.Getenv("SSL_CERT_FILE"))
+		cmd.Env = append(cmd.Environ(), "CURL_CA_BUNDLE="+internet.ca.File)
 		out, err := cmd.CombinedOutput()
 		t.Logf("dehydrated %s\n%s", strings.Join(arguments, " "), out)
 		if err != nil {

@@ -3,6 +3,7 @@ package tests
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -60,6 +61,31 @@ func unprivileged(t testing.TB, ends ...*testnet.Relay) {
 		if privilege := end.Privilege(t); len(privilege) > 0 {
 			t.Errorf("an end runs with %q", privilege)
 		}
+	}
+}
+
+// waitSessions waits until relays have sessions with all their peers. What is asked for
+// before waits no longer for one than dial_timeout.
+func waitSessions(t testing.TB, relays ...*testnet.Relay) {
+	t.Helper()
+	for _, relay := range relays {
+		testnet.Eventually(t, 20*time.Second, func() error {
+			var status struct {
+				Peers []struct {
+					Name            string    `json:"name"`
+					LatestHandshake time.Time `json:"latest_handshake"`
+				} `json:"peers"`
+			}
+			if err := json.Unmarshal([]byte(relay.Admin(t, "/wireguard/wg0")), &status); err != nil {
+				t.Fatal(err)
+			}
+			for _, peer := range status.Peers {
+				if peer.LatestHandshake.IsZero() {
+					return fmt.Errorf("%s has not called", peer.Name)
+				}
+			}
+			return nil
+		})
 	}
 }
 
@@ -140,6 +166,7 @@ func TestOwnHome(t *testing.T) {
 		}
 		:2022 {`))
 	own.Start(t, w.ownExample(t, own, "home.Caddyfile", w.private, map[string]string{"/srv/www": www}))
+	waitSessions(t, w.relay)
 	unprivileged(t, w.relay, own)
 
 	for _, version := range []string{"http1.1", "http2", "http3"} {
@@ -224,6 +251,7 @@ func TestOwnHomeTransparent(t *testing.T) {
 				"listen_port 51820", "listen_port 51820\n\t\tstack "+stack))
 			own.Start(t, replace(t, w.ownExample(t, own, "home-transparent.Caddyfile", w.public, nil),
 				"		peer relay {", "		stack "+stack+"\n		peer relay {"))
+			waitSessions(t, w.relay)
 			unprivileged(t, w.relay, own)
 
 			for _, family := range []struct{ name, relay, client string }{
@@ -316,6 +344,7 @@ func TestOwnHomeProxyProtocol(t *testing.T) {
 	}
 	w.relay.Start(t, substitute(t, "caddyfile-examples/proxy-protocol.Caddyfile", w.paths(nil)))
 	own.Start(t, w.ownExample(t, own, "home-proxy-protocol.Caddyfile", w.public, nil))
+	waitSessions(t, w.relay)
 	unprivileged(t, w.relay, own)
 
 	for _, version := range []string{"http1.1", "http2"} {

@@ -17,6 +17,7 @@ import (
 // as people have it: wireguard-go with the customary MTU of 1420, whose packets
 // are larger than some of these lines carry.
 func TestPathMTU(t *testing.T) {
+	t.Parallel() // they mostly wait
 	endpoint6 := "[" + testnet.RelayIP6 + "]:51820"
 	for _, test := range []struct {
 		name     string
@@ -41,22 +42,33 @@ func TestPathMTU(t *testing.T) {
 		{"mobile, no ICMP", 1400, true, "auto", "", 1328, 1328},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			w := newWorld(t)
-			w.narrow(t, test.line, test.noICMP)
-			w.home = testnet.NewHome(t, w.Home, w.keys, testnet.HomeConfig{Endpoint: test.endpoint})
-			const size = 16 << 20
-			services.Hasher(t, w.Home, ":7001", 2, size)
-			begun := time.Now()
-			w.start(t, replace(t, w.ports(t), "mtu 1280", "mtu auto\n		stack "+test.stack))
-			var status tunnelStatus
-			testnet.Eventually(t, 30*time.Second, func() error {
-				if status = w.status(t); status.Peers[0].PathMTU == 0 || status.MTU == 1280 {
-					return fmt.Errorf("path %d, MTU %d", status.Peers[0].PathMTU, status.MTU)
+			t.Parallel()
+			const size, tries = 16 << 20, 3
+			var w *world
+			var found, mtu int
+			// A size counts as too large that is not answered within 1.5 s, which on a
+			// busy machine may be one that passes. It is not so each time.
+			for try := 1; try <= tries && found < test.mtu; try++ {
+				w = newWorld(t)
+				w.narrow(t, test.line, test.noICMP)
+				w.home = testnet.NewHome(t, w.Home, w.keys, testnet.HomeConfig{Endpoint: test.endpoint})
+				services.Hasher(t, w.Home, ":7001", 2, size)
+				begun := time.Now()
+				w.start(t, replace(t, w.ports(t), "mtu 1280", "mtu auto\n		stack "+test.stack))
+				var status tunnelStatus
+				testnet.Eventually(t, 30*time.Second, func() error {
+					status = w.status(t)
+					found, mtu = status.Peers[0].PathMTU, status.MTU
+					if found == 0 || found > 1280 && mtu == 1280 {
+						return fmt.Errorf("path %d, MTU %d", found, mtu)
+					}
+					return nil
+				})
+				t.Logf("a line of %d, %s: path %d, MTU %d, after %s", test.line, status.Stack, found, mtu, time.Since(begun).Round(time.Millisecond))
+				if found < test.mtu {
+					figure(t, "mtu auto, %s: found a path of %d, where one of %d passes (try %d of %d).", test.name, found, test.mtu, try, tries)
 				}
-				return nil
-			})
-			found, mtu := status.Peers[0].PathMTU, status.MTU
-			t.Logf("a line of %d, %s: path %d, MTU %d, after %s", test.line, status.Stack, found, mtu, time.Since(begun).Round(time.Millisecond))
+			}
 			// Where home is told that its answer does not pass, it sends the
 			// next one in fragments: whether that one comes soon enough to
 			// count is a matter of chance.
@@ -64,7 +76,7 @@ func TestPathMTU(t *testing.T) {
 				t.Errorf("found a path of %d and an MTU of %d, want %d and %d", found, mtu, test.path, test.mtu)
 			}
 
-			begun = time.Now()
+			begun := time.Now()
 			bulkTCP(t, w, size)
 			t.Logf("%d MiB each way took %s", size>>20, time.Since(begun).Round(time.Millisecond))
 			if count := w.counted(t, "fragment"); count != 0 {

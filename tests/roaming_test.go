@@ -122,6 +122,7 @@ func TestHomeIsRenumbered(t *testing.T) {
 // TestRelayMoves gives the VM another address. Home, which is our binary, knows it
 // by a name that then means the new one, and finds it without a restart.
 func TestRelayMoves(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const (
 		newIP     = "203.0.113.6"
 		keepalive = 5

@@ -116,7 +116,7 @@ func TestSetup(t *testing.T) {
 		ssh := services.StartSSH(t, w.Home)
 		apache := services.StartApache(t, w.Home, w.private)
 		acme := newACMEWorld(t, w.Internet, 24*time.Hour)
-		w.relay.TrustRoots(roots(t, os.Getenv("SSL_CERT_FILE"), w.private.File))
+		w.relay.TrustRoots(roots(t, acme.ca.File, w.private.File))
 
 		w.setup(t, site, "--transparent", "--service", "2022:22,19132/udp",
 			"--vm-address", testnet.RelayIP+","+testnet.RelayIP6)
@@ -133,9 +133,13 @@ func TestSetup(t *testing.T) {
 		if want := "this is " + testnet.Subdomain; err != nil || got != want {
 			t.Errorf("the site is %q (%v), want %q", got, err, want)
 		}
-		if log, err := os.ReadFile(apache.AccessLog); err != nil || !strings.Contains(string(log), "/?setup") {
-			t.Errorf("Apache has not been asked (%v):\n%s", err, log)
-		}
+		testnet.Eventually(t, services.ApacheLogs, func() error {
+			log, err := os.ReadFile(apache.AccessLog)
+			if err == nil && !strings.Contains(string(log), "/?setup") {
+				err = fmt.Errorf("Apache has not been asked:\n%s", log)
+			}
+			return err
+		})
 		// The source rule does its work: answers to clients anywhere leave by the tunnel.
 		login(t, w, ssh)
 		ssh.WaitLog(t, 0, `Accepted publickey for root from `+regexp.QuoteMeta(testnet.ClientIP)+` port `, 5*time.Second)
@@ -159,6 +163,7 @@ func TestSetup(t *testing.T) {
 		own := w.carryHome(t, "home")
 		w.relay.Start(t, w.written(t, "Caddyfile"))
 		own.Start(t, w.written(t, "home/Caddyfile"))
+		waitSessions(t, w.relay)
 		unprivileged(t, w.relay, own)
 
 		for _, version := range []string{"http1.1", "http2", "http3"} {

@@ -80,9 +80,13 @@ func TestSSH(t *testing.T) {
 			logins.Go(func() { login(t, w, server) })
 		}
 		logins.Wait()
-		if got := server.Logins() - before; got != 20 {
-			t.Errorf("sshd accepted %d logins", got)
-		}
+		// sshd's log may come later than its answer.
+		testnet.Eventually(t, 5*time.Second, func() error {
+			if got := server.Logins() - before; got != 20 {
+				return fmt.Errorf("sshd accepted %d logins", got)
+			}
+			return nil
+		})
 	})
 }
 

@@ -90,10 +90,12 @@ var (
 		s.server.Kill()
 		s.log.pass(t, outage)
 		s.server.Start(t)
+		// From Mend on the client's connection may be cut at any time, and lives on
+		// until TCP tries again.
+		cut := syslogPlacesIn(t, s.world)
+		cut.delivered = delivered
 		s.Mend(t)
 		s.over = time.Now()
-		// The client's connection lives on until TCP tries again.
-		var cut syslogPlaces
 		testnet.Eventually(t, syslogPatience, func() error {
 			p := syslogPlacesIn(t, s.world)
 			if p.delivered > 0 {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -53,6 +52,7 @@ func newPassthroughWorld(t *testing.T, validity time.Duration) (*world, *acmeWor
 // (RFC 8737), through a relay that passes TLS on. By IPv4 the authority asks through the
 // relay, and once there is an AAAA record, directly.
 func TestTLSALPN(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w, internet, own := newPassthroughWorld(t, 30*time.Second)
 	w.relay.Start(t, substitute(t, "caddyfile-examples/passthrough.Caddyfile", w.paths(nil)))
 	own.Start(t, w.passthroughHome(t, own, tlsALPNOnly+"	renew_interval 3s\n"))
@@ -101,7 +101,7 @@ func TestPassthroughSome(t *testing.T) {
 		t.Run(tt.challenge, func(t *testing.T) {
 			w, internet, own := newPassthroughWorld(t, 24*time.Hour)
 			internet.duckDNS.Host(testnet.Endpoint, netip.MustParseAddr(testnet.RelayIP))
-			w.relay.TrustRoots(os.Getenv("SSL_CERT_FILE"))
+			w.relay.TrustRoots(internet.ca.File)
 			w.relay.Start(t, replace(t, substitute(t, "caddyfile-examples/passthrough-some.Caddyfile", w.paths(nil)),
 				"\n	wireguard wg0 {\n", tt.options+"\n	wireguard wg0 {\n"))
 			own.Start(t, replace(t, w.passthroughHome(t, own, tt.options), "bind wireguard/wg0 [::]", "bind [::] wireguard/wg0"))

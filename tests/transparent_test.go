@@ -66,7 +66,7 @@ func testTransparent(t *testing.T, stack string) {
 				t.Errorf("got %q, want %q", page, want)
 			}
 			var line string
-			testnet.Eventually(t, 5*time.Second, func() error {
+			testnet.Eventually(t, services.ApacheLogs, func() error {
 				log, err := os.ReadFile(apache.AccessLog)
 				if line = lastLine(string(log), "/?"+family.name); err == nil && line == "" {
 					err = fmt.Errorf("nothing of this in Apache's log:\n%s", log)
@@ -86,7 +86,7 @@ func testTransparent(t *testing.T, stack string) {
 			t.Fatal(err)
 		}
 		response.Body.Close()
-		testnet.Eventually(t, 5*time.Second, func() error {
+		testnet.Eventually(t, services.ApacheLogs, func() error {
 			log, _ := os.ReadFile(apache.AccessLog)
 			if line := lastLine(string(log), "/?plain"); !strings.HasPrefix(line, testnet.ClientIP+" ") {
 				return fmt.Errorf("Apache has logged %q", line)

@@ -56,6 +56,7 @@ func TestTwoRelays(t *testing.T) {
 	w.relay2.Start(t, text2)
 	w.own.Start(t, w.ownExample(t, w.own, "home-two-relays.Caddyfile", w.public,
 		map[string]string{"SECOND-" + exampleRelayKey: w.keys2.Relay.Public}))
+	waitSessions(t, w.relay, w.relay2)
 	unprivileged(t, w.relay, w.relay2, w.own)
 
 	both := []string{testnet.RelayIP, testnet.Relay2IP}

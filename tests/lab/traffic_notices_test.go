@@ -115,9 +115,16 @@ func TestDatagramsNotice(t *testing.T) {
 			}
 		}
 	}()
-	found, err := send(t, w, traffic)
-	if err != nil {
-		t.Fatal(err)
+	var found *result
+	// On a busy machine answers may be too late to count, but not each time.
+	for range 3 {
+		var err error
+		if found, err = send(t, w, traffic); err != nil {
+			t.Fatal(err)
+		}
+		if found.metrics[metricLostDatagrams] <= 84 {
+			break
+		}
 	}
 	if lost := found.metrics[metricLostDatagrams]; lost != 84 {
 		t.Errorf("%g %% are lost, want 84", lost)

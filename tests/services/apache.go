@@ -40,6 +40,10 @@ var apacheModules = []string{
 	"proxy", "proxy_http", "proxy_wstunnel",
 }
 
+// ApacheLogs is longer than Apache takes to log a request: some by HTTP/2 it logs when
+// it closes the connection, which has been idle for 5 s then.
+const ApacheLogs = 30 * time.Second
+
 const apacheModuleFolder = "/usr/lib/apache2/modules"
 
 // StartApache starts Apache in a namespace with certificates from a CA, the

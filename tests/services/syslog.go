@@ -203,6 +203,6 @@ ruleset(name="out") {
 	cmd := namespace.Command(binary, "-n", "-f", config,
 		"-i", filepath.Join(folder, "pid"),
 		"-M", filepath.Join(libraries, "rsyslog"))
-	cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+libraries)
+	cmd.Env = append(cmd.Environ(), "LD_LIBRARY_PATH="+libraries)
 	return testnet.Start(t, "rsyslog", cmd)
 }

@@ -29,8 +29,9 @@ type Namespace struct {
 
 	file *os.File
 
-	mu    sync.Mutex // guards hosts
+	mu    sync.Mutex // guards what follows
 	hosts map[string]string
+	env   []string // as os.Environ
 }
 
 // NewNamespace makes a network namespace whose loopback interface is up. It
@@ -156,14 +157,30 @@ func (n *Namespace) NFT(t testing.TB, rules string) {
 	}
 }
 
+// Setenv sets an environment variable for the programs that are started in the
+// namespace from now on.
+func (n *Namespace) Setenv(name, value string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.env = append(n.env, name+"="+value)
+}
+
+// setEnvironment gives a command what Setenv has set.
+func (n *Namespace) setEnvironment(cmd *exec.Cmd) *exec.Cmd {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	cmd.Env = append(os.Environ(), n.env...)
+	return cmd
+}
+
 // Command prepares a command that runs in the namespace as root.
 func (n *Namespace) Command(name string, args ...string) *exec.Cmd {
-	return exec.Command("ip", n.exec(name, args)...)
+	return n.setEnvironment(exec.Command("ip", n.exec(name, args)...))
 }
 
 // CommandContext is Command with an end: it is killed when ctx is done.
 func (n *Namespace) CommandContext(ctx context.Context, name string, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "ip", n.exec(name, args)...)
+	return n.setEnvironment(exec.CommandContext(ctx, "ip", n.exec(name, args)...))
 }
 
 func (n *Namespace) exec(name string, args []string) []string {

@@ -85,8 +85,12 @@ type Process struct {
 	reap   sync.Once
 }
 
+// stopPatience is how long a program may take that ends by itself: what a relay has
+// to tell others when it ends must not depend on how busy the machine is.
+const stopPatience = 30 * time.Second
+
 // Start starts a command. It is ended with the test: SIGTERM, then SIGKILL
-// after five seconds. If the test has failed, the end of its log is shown.
+// after stopPatience. If the test has failed, the end of its log is shown.
 func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
 	return StartLogging(t, name, cmd, new(Log))
@@ -123,12 +127,12 @@ func StartLogging(t testing.TB, name string, cmd *exec.Cmd, log *Log) *Process {
 }
 
 // Stop ends the process with SIGTERM, with SIGKILL if that takes more than
-// five seconds, and returns when it is gone. It may be called again.
+// stopPatience, and returns when it is gone. It may be called again.
 func (p *Process) Stop() {
 	p.Signal(unix.SIGTERM)
 	select {
 	case <-p.exited:
-	case <-time.After(5 * time.Second):
+	case <-time.After(stopPatience):
 	}
 	p.Kill()
 }

@@ -239,7 +239,7 @@ func (r *Relay) Command(args ...string) *exec.Cmd {
 	line = append(line, args...)
 	cmd := r.namespace.Command(line[0], line[1:]...)
 	cmd.Dir = r.Folder
-	cmd.Env = append(os.Environ(),
+	cmd.Env = append(cmd.Environ(),
 		"HOME="+r.Folder,
 		"XDG_DATA_HOME="+filepath.Join(r.Folder, "data"),
 		"XDG_CONFIG_HOME="+filepath.Join(r.Folder, "config"),

@@ -235,20 +235,20 @@ func TestCalibrationLoss(t *testing.T) {
 
 func TestOutageAndChange(t *testing.T) {
 	l, a, _ := joined(t, Impairment{}, Impairment{})
-	ping := func() error { return a.Command("ping", "-c", "1", "-W", "1", bIP).Run() }
-	if err := ping(); err != nil {
+	ping := func(patience string) error { return a.Command("ping", "-c", "1", "-W", patience, bIP).Run() }
+	if err := ping("10"); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Change(Impairment{Outage: true}, Impairment{}); err != nil {
 		t.Fatal(err)
 	}
-	if ping() == nil {
+	if ping("1") == nil {
 		t.Error("a ping passes in an outage")
 	}
 	if err := l.Change(Impairment{}, Impairment{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := ping(); err != nil {
+	if err := ping("10"); err != nil {
 		t.Errorf("after the outage: %v", err)
 	}
 }
@@ -257,25 +257,26 @@ func TestPathMTU(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		noICMP bool
+		wait   string // for an answer, which may be late where there is to be one
 		want   string
 	}{
-		{"with ICMP", false, "mtu = 1400"},
-		{"a black hole", true, "100% packet loss"},
+		{"with ICMP", false, "10", "mtu = 1400"},
+		{"a black hole", true, "1", "100% packet loss"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, a, _ := joined(t, Impairment{MTU: 1400, NoICMP: test.noICMP}, Impairment{})
-			out, err := a.Command("ping", "-c", "1", "-W", "1", "-M", "do", "-s", "1400", bIP).CombinedOutput()
+			out, err := a.Command("ping", "-c", "1", "-W", test.wait, "-M", "do", "-s", "1400", bIP).CombinedOutput()
 			if err == nil {
 				t.Errorf("a packet of 1428 bytes passes:\n%s", out)
 			}
 			if !strings.Contains(string(out), test.want) {
 				t.Errorf("no %q in\n%s", test.want, out)
 			}
-			if out, err := a.Command("ping", "-c", "1", "-W", "1", "-M", "do", "-s", "1372", bIP).CombinedOutput(); err != nil {
+			if out, err := a.Command("ping", "-c", "1", "-W", "10", "-M", "do", "-s", "1372", bIP).CombinedOutput(); err != nil {
 				t.Errorf("a packet of 1400 bytes: %v\n%s", err, out)
 			}
 			// A sender that lets routers cut its packets gets them through.
-			if out, err := a.Command("ping", "-c", "1", "-W", "1", "-M", "dont", "-s", "3000", bIP).CombinedOutput(); err != nil {
+			if out, err := a.Command("ping", "-c", "1", "-W", "10", "-M", "dont", "-s", "3000", bIP).CombinedOutput(); err != nil {
 				t.Errorf("in fragments: %v\n%s", err, out)
 			}
 		})
