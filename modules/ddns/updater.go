@@ -297,7 +297,7 @@ func (u *updater) complain(message string, address netip.Addr, err error) {
 	if u.failing.IsZero() {
 		u.failing = now
 	}
-	said, ago := message+err.Error(), now.Sub(u.saidAt)
+	said, ago := message+strings.Map(withoutDigits, err.Error()), now.Sub(u.saidAt)
 	begins := u.saidAt.Before(u.failing) && ago >= lastRetry
 	if said == u.said && !begins && ago < refreshInterval {
 		return
@@ -308,6 +308,15 @@ func (u *updater) complain(message string, address netip.Addr, err error) {
 		fields = append(fields, zap.Stringer("address", address))
 	}
 	u.logger.Warn(message, fields...)
+}
+
+// withoutDigits leaves digits out: ports, times and addresses that make another error of the
+// same trouble each time.
+func withoutDigits(r rune) rune {
+	if '0' <= r && r <= '9' {
+		return -1
+	}
+	return r
 }
 
 // tellLasting tells of a failure that may pass by itself if it has lasted, once a day.
