@@ -50,7 +50,10 @@ const (
 // up to the last number of net.ipv4.tcp_wmem, or 6 MiB with gVisor's stack.
 //
 // Each connection and each flow writes one line to the log
-// `layer4.handlers.wireguard.connection` when it ends.
+// `layer4.handlers.wireguard.connection` when it ends. Of those that strangers can
+// cause without end, which are connections that no upstream took and flows that had
+// no answer, there are ten of a kind at once and then one a second; `suppressed`
+// says how many were left out before.
 type Handler struct {
 	// Upstreams are the addresses to relay to, in order of preference: the
 	// first that answers gets the connection. Each is a `host:port`; the host
@@ -115,7 +118,7 @@ type Handler struct {
 
 	logger      *zap.Logger
 	connections *zap.Logger
-	lines       limiter
+	lines       limiters
 
 	// dialing ends when the process does: a reload lets dials go on.
 	dialing     context.Context
