@@ -18,6 +18,7 @@ const (
 type limiters struct {
 	cut         limiter // a datagram that was too large
 	refused     limiter // a client that was not even dialed for
+	full        limiter // a client for whom there was no room
 	next        limiter // an upstream that was passed over
 	unreachable limiter // a client that no upstream took
 	evicted     limiter // a flow that had to make room

@@ -22,6 +22,14 @@ func (h *Handler) handleStream(cx *layer4.Connection) error {
 	_ = down.SetLinger(0)
 	line := h.line("tcp", cx)
 
+	release, err := relay.Streams.Hold()
+	if err != nil {
+		down.refuse()
+		h.lines.full.do(func(suppressed int) { line.suppressing(suppressed).refused(err) })
+		return nil
+	}
+	defer release()
+
 	addresses, err := h.addresses(cx, "tcp")
 	if err != nil {
 		down.refuse()
