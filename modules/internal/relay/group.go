@@ -15,9 +15,9 @@ const (
 	mostStreams = 16384
 
 	// descriptorsPerStream is what a Stream has of the process's descriptors: two
-	// sockets, two pipes of two ends each while bytes move, and two for what
-	// else this process does. Without any left it could accept no connection.
-	descriptorsPerStream = 8
+	// sockets, and one for pipes, of which there may be fewer, and for what else
+	// this process does. Without any left it could accept no connection.
+	descriptorsPerStream = 3
 )
 
 // ErrTooManyStreams means that the group has no room for another Stream.
