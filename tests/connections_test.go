@@ -2,6 +2,7 @@ package tests
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,6 +66,49 @@ func TestConnections(t *testing.T) {
 		connections.Wait()
 		before.expectAgain(t, w.relay)
 	})
+}
+
+// TestMoreConnectionsThanDescriptors has strangers open more connections than the
+// relay has descriptors for, and keep them. Once it could accept none, a port of
+// layer4 would never do so again.
+func TestMoreConnectionsThanDescriptors(t *testing.T) {
+	const descriptors = 1024
+	w := newWorld(t)
+	services.Echo(t, w.Home, ":7000", "")
+	w.relay.Surround("sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, descriptors), "sh")
+	w.start(t, w.ports(t))
+	echo := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		conn, err := w.Client.Dial(ctx, "tcp", testnet.Endpoint+":7000")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return echoOnce(conn, "hello")
+	}
+	testnet.Eventually(t, 60*time.Second, echo)
+
+	mark := w.relay.Log.Len()
+	var strangers []net.Conn
+	for range descriptors + descriptors/4 {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		conn, err := w.Client.Dial(ctx, "tcp", testnet.Endpoint+":7000")
+		cancel()
+		if errors.Is(err, syscall.ECONNRESET) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		strangers = append(strangers, conn)
+	}
+	for _, conn := range strangers {
+		conn.Close()
+	}
+	testnet.Eventually(t, 30*time.Second, echo)
+	w.relay.WaitLog(t, mark, `refused connection.*too many TCP connections`, 20*time.Second)
 }
 
 // TestIPv6Client comes by IPv6 to a home whose tunnel has only IPv4.

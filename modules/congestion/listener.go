@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap"
 
+	"github.com/homeward-relay/homeward/modules/internal/backoff"
 	"github.com/homeward-relay/homeward/modules/internal/lingering"
 	"github.com/homeward-relay/homeward/modules/internal/publictcp"
 )
@@ -37,6 +38,9 @@ const maxWrappers = 32
 // Connections that the server closes linger until the client has all that was
 // written: a reload would otherwise cost clients on slow lines the end of what they
 // download over HTTP/2.
+//
+// The server goes on accepting connections when it could not for a while, for want of
+// descriptors or memory. Without it, a `layer4` wrapper ends the server then.
 //
 // It is for HTTP/1.1 and HTTP/2, which are TCP. HTTP/3 is QUIC, whose congestion
 // control is in the server and not in the kernel: it is not touched. Neither are
@@ -81,7 +85,7 @@ func (w *ListenerWrapper) Validate() error {
 // WrapListener returns a listener that accepts what l accepts. Connections of the
 // kernel's are lingering.Conns, the others the very same.
 func (w *ListenerWrapper) WrapListener(l net.Listener) net.Listener {
-	return &listener{Listener: l, algorithm: w.Algorithm, logger: w.logger}
+	return &listener{Listener: backoff.Listen(l, w.logger), algorithm: w.Algorithm, logger: w.logger}
 }
 
 // UnmarshalCaddyfile sets up the wrapper from Caddyfile tokens. Syntax:

@@ -69,7 +69,7 @@ func (h *Handler) handleDatagrams(cx *layer4.Connection) error {
 		}
 		switch {
 		case errors.Is(err, errCut):
-			h.lines.do(func(suppressed int) { line.suppressing(suppressed).cut() })
+			h.lines.cut.do(func(suppressed int) { line.suppressing(suppressed).cut() })
 			continue
 		case err != nil:
 			// The client is gone, or the server is.
@@ -82,7 +82,7 @@ func (h *Handler) handleDatagrams(cx *layer4.Connection) error {
 				continue
 			}
 			if flow, err = h.attach(cx, line); err != nil {
-				h.lines.do(func(suppressed int) { line.suppressing(suppressed).refused(err) })
+				h.lines.refused.do(func(suppressed int) { line.suppressing(suppressed).refused(err) })
 				paused = time.Now().Add(pause())
 				continue
 			}
@@ -193,23 +193,24 @@ func (h *Handler) dialFlow(cx *layer4.Connection, addresses []string, line line)
 				break
 			}
 			if i+1 < len(addresses) {
-				h.lines.do(func(suppressed int) {
-					line.suppressing(suppressed).nextUpstream(address, addresses[i+1], err)
-				})
+				h.passedOver(line, address, addresses[i+1], err)
 			}
 		}
 		return nil, nil, errors.Join(errs...)
 	}
 }
 
-// flowEnded writes the flow's line.
+// flowEnded writes the flow's line. Anybody can begin any number of flows, from
+// addresses that are not his; one that home has answered is always told of.
 func (h *Handler) flowEnded(addresses []string, line line) func(relay.FlowResult) {
 	return func(result relay.FlowResult) {
-		switch result.Reason {
-		case relay.DialFailed:
-			h.lines.do(func(suppressed int) { line.suppressing(suppressed).unreachable(addresses, result.Err) })
-		case relay.Evicted:
-			h.lines.do(func(suppressed int) { line.suppressing(suppressed).flowEnded(result) })
+		switch {
+		case result.Reason == relay.DialFailed:
+			h.lines.unreachable.do(func(suppressed int) { line.suppressing(suppressed).unreachable(addresses, result.Err) })
+		case result.Reason == relay.Evicted:
+			h.lines.evicted.do(func(suppressed int) { line.suppressing(suppressed).flowEnded(result) })
+		case result.ReceivedDatagrams == 0:
+			h.lines.unanswered.do(func(suppressed int) { line.suppressing(suppressed).flowEnded(result) })
 		default:
 			line.flowEnded(result)
 		}

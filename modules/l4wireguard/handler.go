@@ -42,6 +42,10 @@ const (
 // clients get a flow each, which ends after an idle timeout and which a
 // configuration reload does not interrupt.
 //
+// This process relays at most 16384 TCP connections and 2048 flows at a time, all
+// handlers together; of connections fewer where it may not open eight files for
+// each. A connection for which there is no room is reset, datagrams are dropped.
+//
 // What a client's TCP has been told is taken, and the upstream has not got, is
 // lost when this process or the upstream is. However long the upstream takes
 // nothing, that is at most what the buffers of one connection hold: the receive
@@ -50,7 +54,10 @@ const (
 // up to the last number of net.ipv4.tcp_wmem, or 6 MiB with gVisor's stack.
 //
 // Each connection and each flow writes one line to the log
-// `layer4.handlers.wireguard.connection` when it ends.
+// `layer4.handlers.wireguard.connection` when it ends. Of those that strangers can
+// cause without end, which are connections that no upstream took and flows that had
+// no answer, there are ten of a kind at once and then one a second; `suppressed`
+// says how many were left out before.
 type Handler struct {
 	// Upstreams are the addresses to relay to, in order of preference: the
 	// first that answers gets the connection. Each is a `host:port`; the host
@@ -115,7 +122,7 @@ type Handler struct {
 
 	logger      *zap.Logger
 	connections *zap.Logger
-	lines       limiter
+	lines       limiters
 
 	// dialing ends when the process does: a reload lets dials go on.
 	dialing     context.Context

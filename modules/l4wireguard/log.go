@@ -2,8 +2,6 @@ package l4wireguard
 
 import (
 	"net"
-	"sync"
-	"time"
 
 	"github.com/mholt/caddy-l4/layer4"
 	"github.com/mholt/caddy-l4/modules/l4proxyprotocol"
@@ -121,34 +119,12 @@ func (l line) nextUpstream(address, next string, err error) {
 		zap.String("upstream", address), zap.String("next", next), zap.Error(err))
 }
 
+// passedOver writes a line about an upstream that was passed over.
+func (h *Handler) passedOver(line line, address, next string, err error) {
+	h.lines.next.do(func(suppressed int) { line.suppressing(suppressed).nextUpstream(address, next, err) })
+}
+
 // cut says that a datagram was dropped because caddy-l4 may have cut it.
 func (l line) cut() {
 	l.logger.Warn("dropped datagram of 9000 bytes or more: layer4 servers take no larger ones")
-}
-
-// lineInterval is how often a handler writes a line that any stranger's
-// datagram could cause.
-const lineInterval = time.Second
-
-// limiter lets one line through per lineInterval. The zero value is ready.
-type limiter struct {
-	mu         sync.Mutex
-	next       time.Time
-	suppressed int
-}
-
-// do calls write, with the number of lines that were suppressed before, unless
-// it is too early for another line.
-func (l *limiter) do(write func(suppressed int)) {
-	l.mu.Lock()
-	now := time.Now()
-	if now.Before(l.next) {
-		l.suppressed++
-		l.mu.Unlock()
-		return
-	}
-	suppressed := l.suppressed
-	l.suppressed, l.next = 0, now.Add(lineInterval)
-	l.mu.Unlock()
-	write(suppressed)
 }

@@ -22,16 +22,24 @@ func (h *Handler) handleStream(cx *layer4.Connection) error {
 	_ = down.SetLinger(0)
 	line := h.line("tcp", cx)
 
+	release, err := relay.Streams.Hold()
+	if err != nil {
+		down.refuse()
+		h.lines.full.do(func(suppressed int) { line.suppressing(suppressed).refused(err) })
+		return nil
+	}
+	defer release()
+
 	addresses, err := h.addresses(cx, "tcp")
 	if err != nil {
 		down.refuse()
-		line.refused(err)
+		h.lines.refused.do(func(suppressed int) { line.suppressing(suppressed).refused(err) })
 		return nil
 	}
 	up, route, address, err := h.dialFirst(cx, addresses, line)
 	if err != nil {
 		down.refuse()
-		line.unreachable(addresses, err)
+		h.lines.unreachable.do(func(suppressed int) { line.suppressing(suppressed).unreachable(addresses, err) })
 		return nil
 	}
 
@@ -55,7 +63,7 @@ func (h *Handler) dialFirst(cx *layer4.Connection, addresses []string, line line
 			break
 		}
 		if i+1 < len(addresses) {
-			line.nextUpstream(address, addresses[i+1], err)
+			h.passedOver(line, address, addresses[i+1], err)
 		}
 	}
 	return nil, wireguard.Route{}, "", errors.Join(errs...)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/homeward-relay/homeward/modules/internal/backoff"
 	"github.com/homeward-relay/homeward/modules/internal/lingering"
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
@@ -38,17 +39,17 @@ func newSharedListener(listener netstack.TCPListener) *sharedListener {
 
 func (s *sharedListener) accept() {
 	defer close(s.stopped)
-	errs := backOff{message: "accepting connections inside the tunnel; trying again", address: s.listener.Addr(), done: s.done}
+	errs := backoff.Loop{Message: "accepting connections inside the tunnel; trying again", Address: s.listener.Addr(), Done: s.done, Logger: caddyLog}
 	for {
 		conn, err := s.listener.Accept()
 		if err != nil {
 			// Closed, by Destruct or with the tunnel.
-			if errors.Is(err, net.ErrClosed) || !errs.failed(err) {
+			if errors.Is(err, net.ErrClosed) || !errs.Failed(err) {
 				return
 			}
 			continue
 		}
-		errs.succeeded()
+		errs.Succeeded()
 		if !s.offer(conn.(netstack.TCPConn)) {
 			return
 		}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/homeward-relay/homeward/modules/internal/backoff"
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
 )
 
@@ -51,7 +52,7 @@ func newSharedPacketConn(conn netstack.UDPConn) *sharedPacketConn {
 
 func (s *sharedPacketConn) read() {
 	defer close(s.stopped)
-	errs := backOff{message: "receiving datagrams inside the tunnel; trying again", address: s.conn.LocalAddr(), done: s.done}
+	errs := backoff.Loop{Message: "receiving datagrams inside the tunnel; trying again", Address: s.conn.LocalAddr(), Done: s.done, Logger: caddyLog}
 	for {
 		payload := payloads.Get().(*[]byte)
 		*payload = (*payload)[:maxDatagram]
@@ -59,12 +60,12 @@ func (s *sharedPacketConn) read() {
 		if err != nil {
 			payloads.Put(payload)
 			// Closed, by Destruct or with the tunnel.
-			if errors.Is(err, net.ErrClosed) || !errs.failed(err) {
+			if errors.Is(err, net.ErrClosed) || !errs.Failed(err) {
 				return
 			}
 			continue
 		}
-		errs.succeeded()
+		errs.Succeeded()
 		*payload = (*payload)[:n]
 		select {
 		case s.received <- datagram{payload, from}:

@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 )
 
 // listeners holds the sockets inside tunnels that configurations listen on,
@@ -90,3 +91,6 @@ func isClosed(c <-chan struct{}) bool {
 		return false
 	}
 }
+
+// caddyLog is the log of what outlives the configuration that began it.
+func caddyLog() *zap.Logger { return caddy.Log().Named("wireguard") }
