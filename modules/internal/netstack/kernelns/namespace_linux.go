@@ -61,8 +61,12 @@ func newNamespace(logger *zap.Logger) (*namespace, error) {
 		return n, nil
 	}
 	// Where users may make no user namespaces, root may do without.
-	if alone, aloneErr := startNamespace(logger, false); aloneErr == nil {
+	alone, aloneErr := startNamespace(logger, false)
+	if aloneErr == nil {
 		return alone, nil
+	}
+	if mayPass(aloneErr) {
+		return nil, aloneErr // which only who may do without gets
 	}
 	return nil, err
 }

@@ -53,9 +53,10 @@ type Stack struct {
 }
 
 // New makes a stack and its device. Nothing flows until somebody reads and
-// writes the device. The error says why this host cannot have one.
+// writes the device. The error says why this host cannot have one: at once, or
+// after some 10 s where what is in the way may pass.
 func New(config Config) (netstack.Stack, error) {
-	s, err := newStack(config)
+	s, err := newStackPatiently(config)
 	if err != nil {
 		return nil, fmt.Errorf("creating kernel stack %q: %w", config.Name, err)
 	}
