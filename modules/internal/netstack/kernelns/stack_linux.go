@@ -150,12 +150,15 @@ func (s *Stack) tend() {
 
 // replace makes another namespace, for as long as it takes.
 func (s *Stack) replace() {
+	var failing complaint
 	for wait := retryMin; ; wait = min(2*wait, replaceMax) {
 		err := s.replaceOnce()
 		if err == nil || s.life.Err() != nil {
 			return
 		}
-		s.logger.Error("making the tunnel's network namespace anew; trying again", zap.Duration("after", wait), zap.Error(err))
+		level := failing.level(time.Now(), zap.ErrorLevel)
+		s.logger.Log(level, "making the tunnel's network namespace anew; trying again",
+			zap.Int("attempts", failing.attempts), zap.Duration("after", wait), zap.Error(err))
 		select {
 		case <-s.life.Done():
 			return
