@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zaptest/observer"
 )
 
 func TestComplaint(t *testing.T) {
@@ -41,12 +40,7 @@ func TestComplaint(t *testing.T) {
 
 // A namespace is lost while no other can be made.
 func TestFailingReplacement(t *testing.T) {
-	core, logs := observer.New(zap.DebugLevel)
-	s, err := newStack(Config{Name: "wg0", MTU: 1420, Addresses: testAddresses, Logger: zap.New(core)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
+	s, logs := newTestStack(t)
 	setMTU := func(mtu int) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
