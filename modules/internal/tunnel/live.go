@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tai64n"
 
 	"github.com/homeward-relay/homeward/modules/internal/netstack"
 	"github.com/homeward-relay/homeward/modules/internal/wgbind"
@@ -42,6 +43,7 @@ type live struct {
 	routeChanges atomic.Uint64
 
 	stalls   *stalls
+	refusals refusals
 	repeater *repeater
 	pokes    chan netip.Addr
 
@@ -99,7 +101,7 @@ func bringUp(name string, config *Config, logger *zap.Logger) (*live, error) {
 	l.device = device.NewDevice(
 		&windowDevice{&repeatingDevice{padded, l.repeater}, intake{window: l.out}, l.in, l.stalls},
 		&windowBind{Bind: l.bind, out: l.out, in: l.in, stalls: l.stalls, noticed: l.wake},
-		deviceLogger(logger, l.recall))
+		deviceLogger(logger, &l.refusals, l.recall, l.behind))
 	l.bind.OnCrossing(l.uncross)
 	if err := l.start(); err != nil {
 		l.calls.close()
@@ -191,6 +193,7 @@ func (l *live) apply(wanted *Config, logger *zap.Logger) error {
 			l.calls.handshake(l.device, key)
 		}
 		l.forgetKeepalives(wanted)
+		l.forgetRefusals(wanted)
 	}
 	if port := wanted.ListenPort; port != 0 && port != l.port {
 		if err := l.device.IpcSet(fmt.Sprintf("listen_port=%d\n", port)); err != nil {
@@ -303,8 +306,9 @@ func (l *live) status() []PeerStatus {
 // deviceLogger hands wireguard-go's messages on. It formats them only for a
 // logger that wants them, and complaints no more than a few a minute: an absent
 // peer makes wireguard-go complain every 5 s. What says that a handshake has
-// failed is handed to recall instead, after a pause.
-func deviceLogger(logger *zap.Logger, recall func(peer *device.Peer, both bool)) *device.Logger {
+// failed is handed to recall instead, after a pause, and a peer whose clock is
+// behind to behind.
+func deviceLogger(logger *zap.Logger, refusals *refusals, recall func(peer *device.Peer, both bool), behind func(peer *device.Peer, clock tai64n.Timestamp)) *device.Logger {
 	logger = logger.Named("device")
 	sampled := logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 5, 0)
@@ -312,11 +316,17 @@ func deviceLogger(logger *zap.Logger, recall func(peer *device.Peer, both bool))
 	debug := logger.Core().Enabled(zap.DebugLevel)
 	return &device.Logger{
 		Verbosef: func(format string, args ...any) {
-			switch {
-			case strings.HasPrefix(format, "Received invalid initiation message"):
-				// The last argument is where it came from.
-				sampled.Warn("somebody calls with a key that no peer has, or for another public key than this tunnel's; if it is a peer of yours, compare both ends' public keys", zap.Any("remote", args[len(args)-1]))
-			case debug:
+			if strings.HasPrefix(format, "Received invalid initiation message") {
+				remote := fmt.Sprint(args[len(args)-1]) // where it came from
+				if calls, tell := refusals.stranger(time.Now(), remote); tell {
+					logger.Warn("somebody calls with a key that no peer has, or for another public key than this tunnel's; if it is a peer of yours, compare both ends' public keys",
+						zap.String("remote", remote), zap.Int("calls", calls))
+				}
+			} else if peer, clock := refusals.said(time.Now(), format, args); peer != nil {
+				// wireguard-go holds a lock that a change of its peers takes.
+				go behind(peer, clock)
+			}
+			if debug {
 				logger.Debug("wireguard-go", zap.String("detail", fmt.Sprintf(format, args...)))
 			}
 		},

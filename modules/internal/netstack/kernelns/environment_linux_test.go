@@ -1,6 +1,7 @@
 package kernelns
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,9 +67,22 @@ type environment struct {
 	// addresses are the stack's; testAddresses if there are none.
 	addresses []netip.Prefix
 
+	// up is for how long the host is up; an hour if it is 0.
+	up time.Duration
+
+	// later is what happens after the first attempt.
+	later func() error
+
+	// attempts is how often a stack is tried to be made; once if it is
+	// 0.
+	attempts int
+
 	// want is in the error. If empty, there is a stack.
 	want string
 }
+
+// several is more than one.
+const several = -1
 
 // container is the user namespace of a container, with all users that a
 // program expects.
@@ -124,11 +141,31 @@ var environments = []environment{
 	{name: "no TUN", prepare: devices(""), uid: testNobody, want: "there is no /dev/net/tun; load the module"},
 	{name: "TUN of root's", prepare: devices("c 10 200 0600"), uid: testNobody, want: "/dev/net/tun may not be opened; allow it"},
 	{name: "TUN without a driver", prepare: devices("c 10 199 0666"), uid: testNobody, want: "modprobe tun"},
+
+	// On a host that is starting.
+	{name: "a driver that comes later", prepare: devices("c 10 199 0666"), up: time.Minute, later: replaceTUN("c 10 200 0666"), attempts: 2},
+	{
+		name:    "a driver that comes later, no user namespaces, root",
+		prepare: func() error { return errors.Join(devices("c 10 199 0666")(), forbidUserNamespaces(false)()) },
+		up:      time.Minute, later: replaceTUN("c 10 200 0666"), attempts: 2, holder: testNobody,
+	},
+	{
+		name: "a driver that is given up", prepare: devices("c 10 199 0666"), up: time.Minute,
+		later: func() error { return os.Remove("/dev/net/tun") }, attempts: 2, want: "tried 2 times: there is no /dev/net/tun",
+	},
+	{
+		name: "a driver that never comes", prepare: devices("c 10 199 0666"), up: time.Minute, uid: testNobody, attempts: several,
+		want: "times; what is in the way may pass, restart Caddy to try again: the kernel has no TUN driver",
+	},
+	{name: "no TUN in a container's own folder", prepare: devices(""), up: time.Minute, uid: testNobody, want: "there is no /dev/net/tun; load the module"},
+	{name: "no user namespaces at the start", user: container, prepare: sysctl("user/max_user_namespaces", "0"), up: time.Minute, uid: testNobody, want: "user.max_user_namespaces is 0; raise it"},
 }
 
 // report is what a program in an environment found.
 type report struct {
 	Error    string
+	Attempts int
+	Took     time.Duration // to make the stack, or to know that there is none
 	Filtered bool
 	Holders  []holderReport
 }
@@ -144,6 +181,10 @@ func TestEnvironments(t *testing.T) {
 	for _, e := range environments {
 		t.Run(e.name, func(t *testing.T) {
 			got := e.run(t)
+			t.Logf("it took %v", got.Took)
+			if want := cmp.Or(e.attempts, 1); got.Attempts != want && (want != several || got.Attempts < 2) {
+				t.Errorf("it was tried %d times, want %d", got.Attempts, want)
+			}
 			if e.want != "" {
 				if !strings.Contains(got.Error, e.want) {
 					t.Errorf("error is %q, want %q in it", got.Error, e.want)
@@ -248,10 +289,22 @@ func (e environment) try() (r report) {
 	if addresses == nil {
 		addresses = testAddresses
 	}
-	s, err := newStack(Config{Name: "wg0", MTU: 1420, Addresses: addresses})
+	up := cmp.Or(e.up, time.Hour)
+	sinceBoot = func() time.Duration { return up }
+	r.Attempts = 1
+	began := time.Now()
+	stack, err := New(Config{Name: "wg0", MTU: 1420, Addresses: addresses, Logger: hears("trying again", func() error {
+		r.Attempts++
+		if r.Attempts == 2 && e.later != nil {
+			return e.later()
+		}
+		return nil
+	})})
+	r.Took = time.Since(began)
 	if err != nil {
 		return failed(err)
 	}
+	s := stack.(*Stack)
 	defer s.Close()
 	if err := useStack(s); err != nil {
 		return failed(err)
@@ -284,6 +337,17 @@ func (e environment) try() (r report) {
 		r.Holders = append(r.Holders, h)
 	}
 	return r
+}
+
+// hears is a logger that calls a function for each line with a text.
+func hears(text string, heard func() error) *zap.Logger {
+	core, _ := observer.New(zap.InfoLevel)
+	return zap.New(core, zap.Hooks(func(line zapcore.Entry) error {
+		if !strings.Contains(line.Message, text) {
+			return nil
+		}
+		return heard()
+	}))
 }
 
 // useStack makes more connections than there are blank sockets in stock.

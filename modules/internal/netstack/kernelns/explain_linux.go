@@ -46,11 +46,11 @@ func explainSocket(err error) error {
 func explainTUN(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOENT):
-		return fmt.Errorf("there is no /dev/net/tun; load the module (modprobe tun), or show it to the service (no PrivateDevices) or container (--device /dev/net/tun): %w", err)
+		return absentError{fmt.Errorf("there is no /dev/net/tun; load the module (modprobe tun), or show it to the service (no PrivateDevices) or container (--device /dev/net/tun): %w", err)}
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 		return fmt.Errorf("/dev/net/tun may not be opened; allow it to the service (DeviceAllow=/dev/net/tun rw) or container (--device /dev/net/tun): %w", err)
 	case errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
-		return fmt.Errorf("the kernel has no TUN driver loaded; as root: modprobe tun: %w", err)
+		return absentError{fmt.Errorf("the kernel has no TUN driver loaded; as root: modprobe tun: %w", err)}
 	}
 	return fmt.Errorf("opening /dev/net/tun: %w", err)
 }

@@ -46,7 +46,7 @@ var testAddresses = []netip.Prefix{netip.MustParsePrefix("10.77.0.1/24"), netip.
 
 func newTestStack(t *testing.T) (*Stack, *observer.ObservedLogs) {
 	t.Helper()
-	core, logs := observer.New(zap.InfoLevel)
+	core, logs := observer.New(zap.DebugLevel)
 	s, err := newStack(Config{Name: "wg0", MTU: 1420, Addresses: testAddresses, Logger: zap.New(core)})
 	if err != nil {
 		t.Fatal(err)

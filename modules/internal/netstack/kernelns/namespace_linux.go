@@ -61,8 +61,12 @@ func newNamespace(logger *zap.Logger) (*namespace, error) {
 		return n, nil
 	}
 	// Where users may make no user namespaces, root may do without.
-	if alone, aloneErr := startNamespace(logger, false); aloneErr == nil {
+	alone, aloneErr := startNamespace(logger, false)
+	if aloneErr == nil {
 		return alone, nil
+	}
+	if mayPass(aloneErr) {
+		return nil, aloneErr // which only who may do without gets
 	}
 	return nil, err
 }
@@ -228,12 +232,15 @@ const (
 func (n *namespace) watch(s *server) {
 	<-s.ended
 	s.end()
+	var failing complaint
 	for wait := retryMin; ; wait = min(2*wait, retryMax) {
 		err := n.replenish()
 		if err == nil {
 			return
 		}
-		n.logger.Warn("starting another process that holds the tunnel's network namespace; trying again", zap.Duration("after", wait), zap.Error(err))
+		level := failing.level(time.Now(), zap.WarnLevel)
+		n.logger.Log(level, "starting another process that holds the tunnel's network namespace; trying again",
+			zap.Int("attempts", failing.attempts), zap.Duration("after", wait), zap.Error(err))
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:

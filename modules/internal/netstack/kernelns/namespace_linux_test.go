@@ -57,6 +57,9 @@ func TestSuccessorLater(t *testing.T) {
 	place := s.place.Load()
 	partner, relieve := loneHolder(t, s, logs)
 	eventually(t, "a second try", func() bool { return failedStarts(logs) > 1 })
+	if warnings := logs.FilterMessageSnippet("starting another process").FilterLevelExact(zap.WarnLevel).Len(); warnings == failedStarts(logs) {
+		t.Errorf("%d warnings, one for each try", warnings)
+	}
 	relieve()
 	eventually(t, "a successor", func() bool { return len(holders(s)) == 2 })
 	if err := syscall.Kill(partner, syscall.SIGKILL); err != nil {

@@ -53,9 +53,10 @@ type Stack struct {
 }
 
 // New makes a stack and its device. Nothing flows until somebody reads and
-// writes the device. The error says why this host cannot have one.
+// writes the device. The error says why this host cannot have one: at once, or
+// after some 10 s where what is in the way may pass.
 func New(config Config) (netstack.Stack, error) {
-	s, err := newStack(config)
+	s, err := newStackPatiently(config)
 	if err != nil {
 		return nil, fmt.Errorf("creating kernel stack %q: %w", config.Name, err)
 	}
@@ -149,12 +150,15 @@ func (s *Stack) tend() {
 
 // replace makes another namespace, for as long as it takes.
 func (s *Stack) replace() {
+	var failing complaint
 	for wait := retryMin; ; wait = min(2*wait, replaceMax) {
 		err := s.replaceOnce()
 		if err == nil || s.life.Err() != nil {
 			return
 		}
-		s.logger.Error("making the tunnel's network namespace anew; trying again", zap.Duration("after", wait), zap.Error(err))
+		level := failing.level(time.Now(), zap.ErrorLevel)
+		s.logger.Log(level, "making the tunnel's network namespace anew; trying again",
+			zap.Int("attempts", failing.attempts), zap.Duration("after", wait), zap.Error(err))
 		select {
 		case <-s.life.Done():
 			return

@@ -70,15 +70,29 @@ func devices(tun string) func() error {
 		if tun == "" {
 			return nil
 		}
-		var major, minor, mode uint32
-		if _, err := fmt.Sscanf(tun, "c %d %d %o", &major, &minor, &mode); err != nil {
-			return err
-		}
-		if err := unix.Mknod("/dev/net/tun", unix.S_IFCHR|mode, int(unix.Mkdev(major, minor))); err != nil {
-			return err
-		}
-		return os.Chmod("/dev/net/tun", os.FileMode(mode))
+		return makeTUN(tun)
 	}
+}
+
+// replaceTUN makes another TUN of what devices left.
+func replaceTUN(tun string) func() error {
+	return func() error {
+		if err := os.Remove("/dev/net/tun"); err != nil {
+			return err
+		}
+		return makeTUN(tun)
+	}
+}
+
+func makeTUN(tun string) error {
+	var major, minor, mode uint32
+	if _, err := fmt.Sscanf(tun, "c %d %d %o", &major, &minor, &mode); err != nil {
+		return err
+	}
+	if err := unix.Mknod("/dev/net/tun", unix.S_IFCHR|mode, int(unix.Mkdev(major, minor))); err != nil {
+		return err
+	}
+	return os.Chmod("/dev/net/tun", os.FileMode(mode))
 }
 
 // forbidUserNamespaces is a filter such as Docker's: no new user namespace or,
