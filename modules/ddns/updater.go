@@ -310,8 +310,8 @@ func (u *updater) complain(message string, address netip.Addr, err error) {
 	u.logger.Warn(message, fields...)
 }
 
-// withoutDigits leaves digits out: ports, times and addresses that make another error of the
-// same trouble each time.
+// withoutDigits leaves digits out: ports and times that make another error of the same
+// trouble each time.
 func withoutDigits(r rune) rune {
 	if '0' <= r && r <= '9' {
 		return -1

@@ -43,8 +43,8 @@ const (
 // configuration reload does not interrupt.
 //
 // This process relays at most 16384 TCP connections and 2048 flows at a time, all
-// handlers together; of connections fewer where it may not open eight files for
-// each. A connection for which there is no room is reset, datagrams are dropped.
+// handlers together; of connections fewer where it may open fewer than some 36,000
+// files. A connection for which there is no room is reset, datagrams are dropped.
 //
 // What a client's TCP has been told is taken, and the upstream has not got, is
 // lost when this process or the upstream is. However long the upstream takes

@@ -14,10 +14,14 @@ const (
 	// more than any home answers, and what a small VM has the memory for.
 	mostStreams = 16384
 
-	// descriptorsPerStream is what a Stream has of the process's descriptors: two
-	// sockets, and one for pipes, of which there may be fewer, and for what else
-	// this process does. Without any left it could accept no connection.
-	descriptorsPerStream = 3
+	// descriptorsPerStream is what a Stream has of the process's descriptors, two
+	// sockets, and descriptorsElsewhere what pipes (of 256), UDP flows (2048) and
+	// everything else have. Where there are too few for that, each Stream leaves as
+	// many as leastShare says. Without any left this process could accept no
+	// connection.
+	descriptorsPerStream = 2
+	descriptorsElsewhere = 2*256 + 2048 + 128
+	leastShare           = 6
 )
 
 // ErrTooManyStreams means that the group has no room for another Stream.
@@ -72,7 +76,11 @@ func maxStreams(descriptors uint64) int {
 	if descriptors == 0 {
 		return mostStreams
 	}
-	return int(min(max(descriptors/descriptorsPerStream, 1), mostStreams))
+	most := max(descriptors/leastShare, 1)
+	if descriptors > descriptorsElsewhere {
+		most = max(most, (descriptors-descriptorsElsewhere)/descriptorsPerStream)
+	}
+	return int(min(most, mostStreams))
 }
 
 // Refused returns how many times Hold has found no room.

@@ -36,7 +36,8 @@ func TestMaxStreams(t *testing.T) {
 	for descriptors, want := range map[uint64]int{
 		0:         mostStreams, // not known
 		1:         1,
-		1024:      341,
+		1024:      170,
+		20_000:    8_656,
 		1 << 20:   mostStreams,
 		1 << 63:   mostStreams,
 		1<<64 - 1: mostStreams, // infinite

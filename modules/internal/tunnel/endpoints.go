@@ -77,12 +77,7 @@ func (l *live) keep(ctx context.Context) {
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	beside.Go(func() { l.pokeHosts(ctx) })
-	beside.Go(func() {
-		watchRoutes(ctx, func() {
-			l.routeChanges.Add(1)
-			l.wake()
-		})
-	})
+	beside.Go(func() { watchRoutes(ctx, l.wake) })
 	var memory *endpointMemory
 	var stray stray
 	for {
@@ -191,7 +186,7 @@ func (l *live) keepEndpoint(ctx context.Context, beside *sync.WaitGroup, peer *P
 	default:
 		return // a slow resolver holds nobody else up
 	}
-	if e.forIPv6 {
+	if e.forIPv6 && !e.due(now, peer, cut, status, l.bind.UnansweredSince(status.Endpoint)) {
 		l.tryIPv6(now, peer, e, found, status)
 		return
 	}

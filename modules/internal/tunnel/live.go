@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,9 +37,6 @@ type live struct {
 
 	calls   *calls
 	lookups chan struct{} // has room for those that are under way
-
-	// routeChanges counts the times that this host's routes have changed.
-	routeChanges atomic.Uint64
 
 	stalls   *stalls
 	refusals refusals

@@ -31,7 +31,7 @@ func (r *resender) called(packet []byte, from conn.Endpoint) {
 	}
 	now, index := time.Now(), binary.LittleEndian.Uint32(packet[4:])
 	c := &r.callers[index%callersMax]
-	// A copy that somebody on the way sends from elsewhere comes later.
+	// Somebody on the way may send a copy from elsewhere. As a rule it comes later.
 	if c.index == index && now.Sub(c.at) < callerLasts {
 		return
 	}

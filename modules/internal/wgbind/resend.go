@@ -32,6 +32,9 @@ const (
 	// of its own (Rekey-Timeout, whitepaper, section 6.1).
 	resendLast = 5 * time.Second
 
+	// divertLasts is for how long the next initiation is awaited that is to be diverted.
+	divertLasts = time.Second
+
 	// moveLasts is longer than what is on its way to an endpoint is.
 	moveLasts = 10 * time.Second
 
@@ -57,7 +60,7 @@ type resender struct {
 	unanswered map[string]time.Time
 
 	// diverted is where the next initiation to an endpoint goes to.
-	diverted map[string]conn.Endpoint
+	diverted map[string]diversion
 
 	// moves are those of peers that have answered such a one, by the endpoint which
 	// they had. moving is how many there are.
@@ -65,6 +68,12 @@ type resender struct {
 	moving atomic.Int32
 
 	callers [callersMax]caller
+}
+
+// diversion is of an initiation that is to come at once.
+type diversion struct {
+	to    conn.Endpoint
+	until time.Time
 }
 
 // move is a peer's from one endpoint to another.
@@ -129,7 +138,12 @@ func (r *resender) remember(bind conn.Bind, packet []byte, endpoint conn.Endpoin
 	if former := r.calling[to]; former != nil {
 		former.crossing.settle()
 	}
-	if r.unanswered[to].IsZero() {
+	if d := r.diverted[to]; time.Now().Before(d.until) {
+		i.diverted = d.to
+	}
+	delete(r.diverted, to)
+	// What goes elsewhere first says nothing of this endpoint yet.
+	if i.diverted == nil && r.unanswered[to].IsZero() {
 		if r.unanswered == nil || len(r.unanswered) >= resendMax {
 			r.unanswered = make(map[string]time.Time)
 		}
@@ -141,8 +155,6 @@ func (r *resender) remember(bind conn.Bind, packet []byte, endpoint conn.Endpoin
 		i.beside = true
 		r.judge(i)
 	}
-	i.diverted = r.diverted[to]
-	delete(r.diverted, to)
 	return i.diverted
 }
 
@@ -209,7 +221,7 @@ func (r *resender) received(packet []byte, from conn.Endpoint) {
 		r.forget(i)
 		return
 	}
-	if i.diverted != nil && from.DstToString() == i.diverted.DstToString() {
+	if i.diverted != nil && !i.abandoned && from.DstToString() == i.diverted.DstToString() {
 		if r.moves == nil {
 			r.moves = make(map[string]move)
 		}
@@ -230,10 +242,12 @@ func (b *Bind) UnansweredSince(endpoint netip.AddrPort) time.Time {
 	return b.resender.unanswered[endpoint.String()]
 }
 
-// Divert lets the next initiation to endpoint go to another address of the same peer. If it
-// is not answered from there, it goes to endpoint when it is sent again. So a peer that
-// answers at one address is tried at the other, and keeps its session whether that leads to
-// it or not: it is where its answer comes from.
+// Divert lets the next initiation to endpoint, if it is made now, go to another address of
+// the same peer. If it is not answered from there, it goes to endpoint when it is sent again.
+// So a peer that answers at one address is tried at the other, and keeps its session whether
+// that leads to it or not: it is where its answer comes from. But the peer takes this end to
+// be at the other one from then on, until something of the session comes from here: where
+// the way leads there and not back, the caller has to send that.
 func (b *Bind) Divert(endpoint, other netip.AddrPort) error {
 	parsed, err := b.ParseEndpoint(other.String())
 	if err != nil {
@@ -242,9 +256,9 @@ func (b *Bind) Divert(endpoint, other netip.AddrPort) error {
 	b.resender.mu.Lock()
 	defer b.resender.mu.Unlock()
 	if b.resender.diverted == nil || len(b.resender.diverted) >= resendMax {
-		b.resender.diverted = make(map[string]conn.Endpoint)
+		b.resender.diverted = make(map[string]diversion)
 	}
-	b.resender.diverted[endpoint.String()] = parsed
+	b.resender.diverted[endpoint.String()] = diversion{parsed, time.Now().Add(divertLasts)}
 	return nil
 }
 
