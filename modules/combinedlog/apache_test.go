@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/homeward-relay/homeward/tests/testnet"
 )
 
 // apacheModules is where Debian and Fedora keep them.
@@ -99,9 +101,12 @@ http://:`+port+` {
 		sent++
 	})
 	// Of HTTP/2 Apache logs a request after it has answered, and not once it stops.
-	for end := time.Now().Add(20 * time.Second); len(readLines(t, apacheLog)) < sent && time.Now().Before(end); {
-		time.Sleep(20 * time.Millisecond)
-	}
+	testnet.Eventually(t, 20*time.Second, func() error {
+		if logged := len(readLines(t, apacheLog)); logged < sent {
+			return fmt.Errorf("Apache has logged %d requests of %d", logged, sent)
+		}
+		return nil
+	})
 	stopApache()
 	stopCaddy()
 

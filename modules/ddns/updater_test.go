@@ -69,6 +69,16 @@ func (c *changing) become(address string) {
 	c.now, _ = netip.ParseAddr(address)
 }
 
+// alternate goes to and fro for an hour.
+func (c *changing) alternate(one, other string) {
+	for range 600 {
+		c.become(one)
+		time.Sleep(3 * time.Second)
+		c.become(other)
+		time.Sleep(3 * time.Second)
+	}
+}
+
 // timeline is an updater at work in a bubble of synctest.
 type timeline struct {
 	*updater
@@ -386,12 +396,7 @@ func TestBackoffOutlivesAddresses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		line := newTimeline(t)
 		line.provider.fails = 1000
-		for range 600 {
-			line.source.become("2001:db8::1")
-			time.Sleep(3 * time.Second)
-			line.source.become("2001:db8::2")
-			time.Sleep(3 * time.Second)
-		}
+		line.source.alternate("2001:db8::1", "2001:db8::2")
 		tries := line.tries()
 		wantBackoff(t, tries, watchInterval)
 		if len(tries) < 10 {
@@ -405,12 +410,7 @@ func TestBackoffOutlivesAddresses(t *testing.T) {
 func TestUnsettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		line := newTimeline(t)
-		for range 600 {
-			line.source.become("2001:db8::1")
-			time.Sleep(3 * time.Second)
-			line.source.become("2001:db8::2")
-			time.Sleep(3 * time.Second)
-		}
+		line.source.alternate("2001:db8::1", "2001:db8::2")
 		tries := line.tries()
 		if len(tries) < 10 {
 			t.Fatalf("%d updates in an hour", len(tries))
@@ -541,12 +541,7 @@ func TestSilentInTurn(t *testing.T) {
 		line := newTimeline(t)
 		line.family, line.check = families[0], 1 // where nothing listens
 		line.record.published = netip.MustParseAddr("192.0.2.1")
-		for range 600 {
-			line.source.become("192.0.2.1")
-			time.Sleep(3 * time.Second)
-			line.source.become("127.0.0.1")
-			time.Sleep(3 * time.Second)
-		}
+		line.source.alternate("192.0.2.1", "127.0.0.1")
 		if asked := line.ask.next; asked != lastRetry {
 			t.Errorf("the pause is %s, want %s", asked, lastRetry)
 		}
